@@ -1,0 +1,68 @@
+"""Credit. An advantage turns a group's rewards into one number a rollout; a credit spreads it, or the teacher's opinion, over tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from selfdistill.types import TokenSignals
+
+Advantage = Callable[[Float[Tensor, " group"]], Float[Tensor, " group"]]
+
+
+@dataclass(frozen=True)
+class GroupRelative:
+    """(r - mean) / (population std + 1e-6) over a group's rewards; without the division when `normalize` is False (Dr. GRPO)."""
+
+    normalize: bool = True
+
+    def __call__(self, rewards: Float[Tensor, " group"]) -> Float[Tensor, " group"]:
+        centered = rewards - rewards.mean()
+        return centered / (rewards.std(correction=0) + 1e-6) if self.normalize else centered
+
+
+@runtime_checkable
+class Credit(Protocol):
+    """TokenSignals -> [tokens], what the policy gradient multiplies. It says what it reads, so that rows without signal are skipped."""
+
+    reads_teacher: ClassVar[bool]
+    reads_advantage: ClassVar[bool]
+
+    def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]: ...
+
+
+@dataclass(frozen=True)
+class OutcomeCredit:
+    """A_t = A: every token shares its rollout's advantage."""
+
+    reads_teacher: ClassVar[bool] = False
+    reads_advantage: ClassVar[bool] = True
+
+    def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
+        return signals.advantage
+
+
+@dataclass(frozen=True)
+class TeacherCredit:
+    """A_t = Delta_t = log T_t(y_t) - log S_t(y_t): the sampled-token estimate of -grad KL(S || T) (OPD)."""
+
+    reads_teacher: ClassVar[bool] = True
+    reads_advantage: ClassVar[bool] = False
+
+    def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
+        return signals.log_ratio
+
+
+@dataclass(frozen=True)
+class BlendedCredit:
+    """A_t = lambda A + (1 - lambda) Delta_t (SDPO's blend with GRPO)."""
+
+    outcome_share: float
+    reads_teacher: ClassVar[bool] = True
+    reads_advantage: ClassVar[bool] = True
+
+    def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
+        return self.outcome_share * signals.advantage + (1 - self.outcome_share) * signals.log_ratio

@@ -1,0 +1,105 @@
+"""A run's state on disk: an ordinary Hugging Face folder (or peft adapter) plus what `--resume` needs to continue bit for bit.
+
+A checkpoint is written beside its final name and renamed when complete, so one killed mid-write is never taken for one.
+"""
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from selfdistill.loading import load_weights, save_policy
+from selfdistill.trainer import Trainer
+
+FORMAT = 1
+
+
+def save(trainer: Trainer, run: Path, *, keep: int) -> Path:
+    """Writes run/checkpoints/step_00000N and removes all but the newest `keep`. Raises OSError when the disk is full, leaving the older ones."""
+    folder = run / "checkpoints" / f"step_{trainer.steps_done:06d}"
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_policy(trainer.policy, partial)
+        torch.save(_state(trainer), partial / "trainer_state.pt")
+        _flush(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step_*") if p.suffix != ".partial" and (p / "trainer_state.pt").exists())
+
+
+def latest(run: Path) -> Path:
+    """Raises ValueError where a run has nothing to resume from."""
+    if not (found := checkpoints(run)):
+        raise ValueError(f"{run} has no complete checkpoint to resume from; leave out --resume to start it anew, or lower checkpoint_every")
+    return found[-1]
+
+
+def restore(trainer: Trainer, folder: Path) -> None:
+    """Puts a trainer, begun from the run's starting weights, where the checkpoint left off. Raises ValueError on an unknown format."""
+    state = torch.load(folder / "trainer_state.pt", weights_only=True, map_location="cpu")
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}; resume it with the version that wrote it")
+    load_weights(trainer.policy, folder)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.schedule.load_state_dict(state["schedule"])
+    for name, reader_state in state["readers"].items():
+        trainer.readers[name].load_state_dict(reader_state)
+    trainer.stream.drawn, trainer.steps_done = state["drawn"], state["steps_done"]
+    trainer.sampler.sync(trainer.policy, trainer.steps_done)
+    _restore_random(state["random"])
+
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "steps_done": trainer.steps_done,
+        "drawn": trainer.stream.drawn,
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "readers": {name: reader.state_dict() for name, reader in trainer.readers.items()},
+        "random": _random(),
+    }
+
+
+def _random() -> dict[str, Any]:
+    """Every generator a run draws from: torch's on all devices, Python's and numpy's for users' own code."""
+    kind, keys, position, has_gauss, gauss = numpy.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, gauss),
+    }
+
+
+def _restore_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
+
+
+def _flush(folder: Path) -> None:
+    """Asks the disk to hold what was written before the rename makes it count."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

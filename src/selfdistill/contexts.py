@@ -1,0 +1,213 @@
+"""What the teacher reads. A context maps (rollout, group) to the teachers of that rollout: one Teaching each, none if untaught.
+
+A text source finds the privileged text and names its kind; the problem's templates put words around it, so one method runs
+on every task. The student's own prompt is worded here too, by the kind "student".
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
+
+from selfdistill.peers import PeerChoice, Uniformly
+from selfdistill.templates import ENGLISH
+from selfdistill.types import Group, Message, Problem, Rollout, Teaching, View, Weights
+
+Context = Callable[[Rollout, Group], list[Teaching]]
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """Finds privileged text: (rollout, group) -> the fields of the template `kind`, or None where there is none."""
+
+    kind: ClassVar[str]
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None: ...
+
+
+def student_messages(problem: Problem) -> tuple[Message, ...]:
+    """The chat the student answers: the prompt, closed by the answer-format instruction."""
+    return _worded(problem, "student", {})
+
+
+def _worded(problem: Problem, kind: str, fields: Mapping[str, str]) -> tuple[Message, ...]:
+    """The problem's chat with its last user turn put into the words of `kind`."""
+    messages = ({"role": "user", "content": problem.prompt},) if isinstance(problem.prompt, str) else tuple(problem.prompt)
+    template = problem.templates.get(kind) or ENGLISH[kind]
+    question = messages[-1]["content"]
+    text = template.format(problem=question, instruction=problem.instruction, **fields)
+    # without an instruction the template leaves blank lines behind it; a user's own prompt is never altered
+    text = question if kind == "student" and not problem.instruction and not problem.templates else text.rstrip()
+    return (*messages[:-1], {**messages[-1], "content": text})
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The reference solution, else the column `privileged_context`."""
+
+    kind: ClassVar[str] = "solution"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        text = group.problem.solution or group.problem.privileged_context
+        return {"solution": text} if text else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The final answer alone."""
+
+    kind: ClassVar[str] = "answer"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        return {"answer": group.problem.answer} if group.problem.answer else None
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An expert's demonstration: the columns `demonstration`, `privileged_context` or `solution`, whichever comes first (SDFT)."""
+
+    kind: ClassVar[str] = "demonstration"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        problem = group.problem
+        text = problem.columns.get("demonstration") or problem.privileged_context or problem.solution
+        return {"demonstration": str(text)} if text else None
+
+
+@dataclass(frozen=True)
+class SuccessfulPeer:
+    """Another rollout of the group with reward >= threshold, never the rollout itself, together with the gold answer (HSD)."""
+
+    choice: PeerChoice = Uniformly()
+    threshold: float = 1.0
+    kind: ClassVar[str] = "peer"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        peer = self.find(rollout, group)
+        return {"peer": without_thinking(peer.text), "answer": group.problem.answer} if peer else None
+
+    def find(self, rollout: Rollout, group: Group) -> Rollout | None:
+        """The peer this rollout is shown."""
+        peers = [r for r in group.rollouts if r is not rollout and r.reward is not None and r.reward >= self.threshold]
+        seed = f"{group.problem.id}/{rollout.policy_version}/{rollout.index}"
+        return self.choice(peers, seed) if peers else None
+
+
+@dataclass(frozen=True)
+class PeerSolution(SuccessfulPeer):
+    """A successful peer shown as a solution, without the gold answer (SDPO)."""
+
+    kind: ClassVar[str] = "solution"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        peer = self.find(rollout, group)
+        return {"solution": without_thinking(peer.text)} if peer else None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text that a feedback stage or the environment wrote about this very rollout."""
+
+    name: str = "environment"
+    kind: ClassVar[str] = "feedback"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        return {"feedback": rollout.feedback[self.name]} if rollout.feedback.get(self.name) else None
+
+
+@dataclass(frozen=True)
+class NoTeacher:
+    """No rollout is taught."""
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        return []
+
+
+@dataclass(frozen=True)
+class SamePrompt:
+    """The student's own prompt: an external teacher without privileged information (OPD)."""
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        return [Teaching(views={"teacher": student_view(rollout, group.problem)})]
+
+
+@dataclass(frozen=True)
+class Privileged:
+    """The question together with the first of the sources that has something for this rollout; untaught where none has."""
+
+    sources: tuple[TextSource, ...]
+    thinking: bool | None = None
+    """The teacher's chat-template flag; None: the template's default."""
+    failed_only: bool = False
+    """Teaches only rollouts with reward below 1."""
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        if self.failed_only and rollout.reward is not None and rollout.reward >= 1:
+            return []
+        for source in self.sources:
+            if (fields := source(rollout, group)) is not None:
+                messages = _worded(group.problem, source.kind, fields)
+                return [Teaching(views={"teacher": View(messages=messages, thinking=self.thinking)})]
+        return []
+
+
+@dataclass(frozen=True)
+class FrozenAndLive:
+    """One privileged prompt read by the teacher's and by the student's weights: the roles "teacher" and "live" (trust region)."""
+
+    privileged: Context
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        return [Teaching(views=t.views | {"live": _read_by(t.views["teacher"], "student")}, weight=t.weight) for t in self.privileged(rollout, group)]
+
+
+@dataclass(frozen=True)
+class ThreeViews:
+    """(q, r) as "teacher", r without q as "reference", and the student's prompt byte for byte as "base" (Purified OPSD)."""
+
+    thinking: bool | None = None
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        problem = group.problem
+        if not problem.solution:
+            return []
+        fields = {"solution": problem.solution}
+        system = tuple(m for m in _worded(problem, "student", {}) if m["role"] == "system")
+        alone = (*system, _worded(problem, "reference", fields)[-1])
+        views = {
+            "teacher": View(messages=_worded(problem, "solution", fields), thinking=self.thinking),
+            "reference": View(messages=alone, thinking=self.thinking),
+            "base": student_view(rollout, problem),
+        }
+        return [Teaching(views=views)]
+
+
+@dataclass(frozen=True)
+class FromAnotherProblem:
+    """Null control: the inner context as it would be for the donor group's problem, around this group's own question.
+
+    With `keep_answer`, answer and solution stay the problem's own and only peers are foreign. Needs the LendGroups stage.
+    """
+
+    context: Context
+    keep_answer: bool = False
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        assert group.donor is not None, "LendGroups must run before this context"
+        own, other = group.problem, group.donor.problem
+        known = own if self.keep_answer else other
+        foreign = replace(own, answer=known.answer, solution=known.solution, privileged_context=known.privileged_context, columns=known.columns)
+        return self.context(rollout, Group(problem=foreign, rollouts=group.donor.rollouts))
+
+
+def student_view(rollout: Rollout, problem: Problem) -> View:
+    """The student's prompt as it was sampled from, read by the teacher's weights."""
+    return View(messages=student_messages(problem), prompt_ids=tuple(rollout.prompt_ids))
+
+
+def without_thinking(text: str) -> str:
+    """A completion without its think block: what follows the last `</think>`."""
+    return text.rsplit("</think>", 1)[-1].strip()
+
+
+def _read_by(view: View, weights: Weights) -> View:
+    return replace(view, weights=weights)

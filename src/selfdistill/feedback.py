@@ -1,0 +1,42 @@
+"""Stages that run after grading and before packing: they write texts, annotations or reward shaping onto rollouts, in place.
+
+Statistics over a whole step belong here, so that later stages see one rollout at a time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from selfdistill.sampling import Sampler
+from selfdistill.types import Group
+
+Feedback = Callable[[list[Group], Sampler], None]
+"""(groups, sampler) -> None; the sampler serves stages that let a model write."""
+
+
+@dataclass(frozen=True)
+class SoftOverlong:
+    """shaping = 0 up to limit - buffer tokens, then down linearly to -penalty at the limit (DAPO, 2503.14476, section 3.4)."""
+
+    limit: int
+    """`max_completion_length` in tokens."""
+    buffer: int
+    penalty: float = 1.0
+
+    def __call__(self, groups: list[Group], sampler: Sampler) -> None:
+        for rollout in (r for g in groups for r in g.rollouts):
+            excess = len(rollout.completion_ids) - (self.limit - self.buffer)
+            rollout.shaping -= self.penalty * min(max(excess / self.buffer, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class LendGroups:
+    """Gives every group the next group of the step as its donor, for contexts that must not fit their problem (null controls).
+
+    Raises ValueError on a step of one problem, which has nobody to borrow from.
+    """
+
+    def __call__(self, groups: list[Group], sampler: Sampler) -> None:
+        if len(groups) < 2:
+            raise ValueError("a shuffled context needs at least 2 problems a step, not 1; raise prompts_per_step")
+        for group, donor in zip(groups, groups[1:] + groups[:1], strict=True):
+            group.donor = donor

@@ -1,0 +1,44 @@
+"""The language-model head as a value: final hidden states in, fp32 logits over the real vocabulary out."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """logits = softcap(scale (h W^T + b)); rows beyond the tokenizer's vocabulary are cut before any softmax."""
+
+    weight: Float[Tensor, "vocab hidden"]
+    bias: Float[Tensor, " vocab"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, *, vocab_size: int | None = None) -> "Head":
+        """The head of a causal model; tied heads are the embedding parameter itself. Raises ValueError on a head with its own adapter."""
+        output = model.get_output_embeddings()
+        if output is None or hasattr(output, "base_layer"):
+            raise ValueError(f"{type(model).__name__} has no plain output head (a LoRA on lm_head?); leave lm_head out of model.lora.target_modules")
+        config = model.config.get_text_config()
+        size = min(vocab_size or len(output.weight), len(output.weight))
+        bias = getattr(output, "bias", None)
+        # Cohere and Falcon-H1 multiply, Granite divides, Gemma caps: the names their configurations use
+        scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1 / getattr(config, "logits_scaling", 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(weight=output.weight[:size], bias=None if bias is None else bias[:size], scale=float(scale), softcap=softcap)
+
+    def __call__(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def detach(self) -> "Head":
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.weight)

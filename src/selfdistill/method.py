@@ -1,0 +1,81 @@
+"""A method is a value: where rollouts come from, what a teacher reads and with whose weights, and how the student follows.
+
+Parts are frozen dataclasses with `__call__`, so a method prints, pickles, compares and diffs.
+"""
+
+import dataclasses
+from dataclasses import dataclass, fields
+from typing import Any
+
+from selfdistill.advantages import Advantage, Credit, GroupRelative, OutcomeCredit
+from selfdistill.contexts import Context, NoTeacher
+from selfdistill.divergences import Divergence, ForwardKL
+from selfdistill.feedback import Feedback
+from selfdistill.policy_losses import ClippedRatio, PolicyLoss
+from selfdistill.reductions import Reduction, TokenMean
+from selfdistill.sources import OnPolicy, RolloutSource
+from selfdistill.targets import Target, TeacherDistribution
+from selfdistill.teachers import Frozen, TeacherWeights
+from selfdistill.token_weights import TokenWeight, Uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """loss = sum_tokens s_distill w D - s_policy PG(rho, A) + s_label CE + s_reference KL(pi || pi_0).
+
+    Each s is the term's coefficient times its sample's share of the step, from global counts. A coefficient of zero
+    computes nothing. Raises ValueError where the parts cannot produce a loss.
+    """
+
+    source: RolloutSource = OnPolicy()
+    feedback: tuple[Feedback, ...] = ()
+    """Written about rollouts before packing, in this order."""
+    context: Context = NoTeacher()
+    teacher: TeacherWeights = Frozen()
+    """Who "teacher" is in a view."""
+    target: Target = TeacherDistribution()
+    divergence: Divergence = ForwardKL()
+    token_weight: TokenWeight = Uniform()
+    advantage: Advantage = GroupRelative()
+    credit: Credit = OutcomeCredit()
+    policy_loss: PolicyLoss = ClippedRatio()
+    distill_coef: float = 1.0
+    policy_coef: float = 0.0
+    label_coef: float = 0.0
+    reference_coef: float = 0.0
+    loss_temperature: float | None = 1.0
+    """Divides both sides' logits inside the divergence; None: the temperature of the rollouts."""
+    reduction: Reduction = TokenMean()
+
+    def __post_init__(self) -> None:
+        coefficients = (self.distill_coef, self.policy_coef, self.label_coef, self.reference_coef)
+        if any(c < 0 for c in coefficients) or not any(coefficients):
+            raise ValueError(f"coefficients must be >= 0 and one of them above 0, not {coefficients}; set distill_coef or policy_coef")
+        if self.loss_temperature is not None and self.loss_temperature <= 0:
+            raise ValueError(f"loss_temperature must be above 0, not {self.loss_temperature}; None takes the rollouts' own")
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether any term looks at what the teacher's views say."""
+        return bool(self.distill_coef or (self.policy_coef and self.credit.reads_teacher))
+
+
+def describe(method: Method) -> dict[str, str]:
+    """Every part of a method, by field."""
+    return {f.name: _text(getattr(method, f.name)) for f in fields(method)}
+
+
+def diff(one: Method, other: Method) -> dict[str, tuple[str, str]]:
+    """The fields in which two methods differ, as (one, other)."""
+    left, right = describe(one), describe(other)
+    return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+
+
+def _text(value: Any) -> str:
+    """A part as the call that makes it, without the fields left at their defaults."""
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_text, value)) + ")"
+    if not dataclasses.is_dataclass(value):
+        return getattr(value, "__qualname__", None) or repr(value)
+    given = [f for f in fields(value) if f.repr and getattr(value, f.name) != f.default]
+    return f"{type(value).__name__}({', '.join(f'{f.name}={_text(getattr(value, f.name))}' for f in given)})"

@@ -1,0 +1,182 @@
+"""A causal language model as the framework sees it: packed tokens in, the states that predict trained tokens and the head out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from selfdistill.chat import Chat
+from selfdistill.heads import Head
+from selfdistill.types import Packed
+
+Layout = Literal["rows", "packed"]
+T = TypeVar("T")
+
+PADDING_SHARE, PADDING_TOKENS = 0.15, 512
+"""Rows of unequal length share a forward pass while padding stays below this share or number of tokens."""
+
+
+class Policy(nn.Module):
+    """A model with its tokenizer. Parameters are used inside `forward` alone, where a sharded model gathers them.
+
+    rows: right-padded rows, exact for any causal model, since padding stands behind every token that is read. packed: one row
+    with restarting positions, whose block mask transformers derives (flex or flash attention on an accelerator).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        layout: Layout = "rows",
+        autocast: torch.dtype | None = None,
+        fresh_adapter: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.chat, self.layout = model, tokenizer, Chat(tokenizer), layout
+        self.autocast_dtype, self.fresh_adapter = autocast, fresh_adapter
+
+    def forward(self, fn: Callable[[Float[Tensor, "predicted hidden"], Head], T], packed: Packed) -> T:
+        """fn(states that predict the trained tokens, head), inside this module's forward."""
+        with self.autocast():
+            return fn(self.hidden(packed), self.head)
+
+    def hidden(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
+        """Final-norm states at `packed.predicts`."""
+        return self._packed(packed) if self.layout == "packed" else self._rows(packed)
+
+    def _packed(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
+        states = self._backbone(packed.input_ids[None], position_ids=packed.positions[None], use_cache=False).last_hidden_state
+        return states[0, packed.predicts]
+
+    def _rows(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
+        starts = torch.tensor([0, *packed.lengths]).cumsum(0).tolist()
+        place = torch.empty_like(packed.input_ids)
+        states, offset = [], 0
+        for rows in row_groups(packed.lengths):
+            width = max(packed.lengths[i] for i in rows)
+            ids = packed.input_ids.new_zeros(len(rows), width)
+            for row, i in enumerate(rows):
+                ids[row, : packed.lengths[i]] = packed.input_ids[starts[i] : starts[i + 1]]
+                first = offset + row * width
+                place[starts[i] : starts[i + 1]] = torch.arange(first, first + packed.lengths[i], device=place.device)
+            states.append(self._backbone(ids, use_cache=False).last_hidden_state.flatten(0, 1))
+            offset += len(rows) * width
+        return torch.cat(states)[place[packed.predicts]]
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The Hugging Face model, adapters inside."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def _backbone(self) -> nn.Module:
+        return self.base.base_model
+
+    @property
+    def head(self) -> Head:
+        return Head.of(self.base, vocab_size=self.vocab_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products run in."""
+        return self.autocast_dtype or next(self.parameters()).dtype
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions the model has; None where its configuration names no limit."""
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+
+    def autocast(self) -> AbstractContextManager:
+        """fp32 weights computing in bf16, where asked for."""
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype) if self.autocast_dtype else nullcontext()
+
+    @property
+    def lora(self) -> bool:
+        return isinstance(self.model, PeftModel)
+
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """The base weights alone."""
+        with self.model.disable_adapter():
+            yield
+
+    def add_adapter(self, name: str) -> None:
+        """A second adapter in fp32 that begins at the student's and is not trained."""
+        self.model.add_adapter(name, self.model.peft_config["default"])
+        student = self.adapter_parameters("default")
+        with torch.no_grad():
+            for key, parameter in self.adapter_parameters(name).items():
+                parameter.data = student[key].detach().float().clone()
+                parameter.requires_grad_(False)
+
+    @contextmanager
+    def use_adapter(self, name: str) -> Iterator[None]:
+        """Reads with another adapter, then with the student's again."""
+        self.model.set_adapter(name)
+        try:
+            yield
+        finally:
+            self.model.set_adapter("default")
+
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """An adapter's factors by the names they share with every other adapter's."""
+        return {n.replace(f".{name}.", "."): p for n, p in self.model.named_parameters() if f".{name}." in n and "lora_" in n}
+
+
+def row_groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of sequences, longest first, cut where padding to the longest would waste too much."""
+    groups: list[list[int]] = []
+    real = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
+        if not groups or padded - real - lengths[i] > max(PADDING_SHARE * padded, PADDING_TOKENS):
+            groups.append([])
+            real = 0
+        groups[-1].append(i)
+        real += lengths[i]
+    return groups
+
+
+@torch.no_grad()
+def check_head(policy: Policy) -> float:
+    """Largest deviation of head(hidden) from the model's own logits on random ids; ValueError above rounding."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, policy.vocab_size, (1, 8), generator=generator).to(policy.device)
+    with policy.autocast():
+        ours = policy.head(policy._backbone(ids, use_cache=False).last_hidden_state[0])
+        theirs = policy.base(ids, use_cache=False).logits[0, :, : policy.vocab_size].float()
+    deviation = float((ours - theirs).abs().max())
+    if deviation > (1e-3 if policy.dtype == torch.float32 else 0.1) * max(float(theirs.abs().max()), 1.0):
+        raise ValueError(f"the head of {type(policy.base).__name__} is not a plain product: its logits differ by {deviation:.3g}; this model family is not supported")
+    return deviation
+
+
+@torch.no_grad()
+def check_layout(policy: Policy) -> float:
+    """Largest deviation of packed states from one sequence at a time; ValueError above rounding, naming model.layout."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (7, 3, 12)
+    ids = torch.randint(0, policy.vocab_size, (sum(lengths),), generator=generator).to(policy.device)
+    positions = torch.cat([torch.arange(n) for n in lengths]).to(policy.device)
+    packed = Packed(input_ids=ids, positions=positions, lengths=lengths, predicts=torch.arange(len(ids), device=ids.device))
+    with policy.autocast():
+        together = policy.hidden(packed)
+        apart = torch.cat([policy._backbone(part[None], use_cache=False).last_hidden_state[0] for part in ids.split(lengths)])
+    deviation = float((together - apart).abs().max())
+    if deviation > (1e-3 if policy.dtype == torch.float32 else 0.1) * max(float(apart.abs().max()), 1.0):
+        raise ValueError(f'sequences packed as {policy.layout!r} differ from separate ones by {deviation:.3g}; set model.layout = "rows"')
+    return deviation

@@ -1,0 +1,141 @@
+"""Training samples to micro-batches of flat token rows. After this module nobody sees text, prompts or padding.
+
+Samples without any scale cost nothing: they are not packed. Samples of one rollout stay together and share its student row.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from selfdistill.types import Batch, Packed, Rollout, TrainingSample
+
+
+def pack(samples: Sequence[TrainingSample], budget: int) -> list[Batch]:
+    """Micro-batches of at most `budget` tokens over all views, padding to the longest included; the longest rollouts come first.
+
+    So memory runs out on the first micro-batch or never. Raises ValueError where one rollout alone exceeds the budget.
+    """
+    batches, current, rows = [], [], 0
+    for lesson in sorted(_lessons(samples), key=lambda lesson: lesson.longest, reverse=True):
+        if lesson.rows * lesson.longest > budget:
+            raise ValueError(
+                f"a rollout with its teacher prompts needs {lesson.rows * lesson.longest} tokens, above tokens_per_batch = {budget}; "
+                f"raise tokens_per_batch or lower sampling.max_completion_length"
+            )
+        longest = current[0].longest if current else lesson.longest
+        if (rows + lesson.rows) * longest > budget:
+            batches.append(current)
+            current, rows = [], 0
+        current.append(lesson)
+        rows += lesson.rows
+    return [_batch(lessons) for lessons in [*batches, current] if lessons]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lesson:
+    """All samples of one rollout."""
+
+    rollout: Rollout
+    samples: tuple[TrainingSample, ...]
+
+    @property
+    def sequences(self) -> list[int]:
+        """The length of every row this rollout needs, over all its views."""
+        prompts = [len(self.rollout.prompt_ids), *(len(v.prompt_ids or ()) for s in self.samples for v in s.views.values())]
+        # KL to the initial weights reads the student's row a second time, but not in the same pass
+        return [n + len(self.rollout.completion_ids) for n in prompts]
+
+    @property
+    def rows(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def longest(self) -> int:
+        return max(self.sequences)
+
+
+def _lessons(samples: Sequence[TrainingSample]) -> list[_Lesson]:
+    by_rollout: dict[int, list[TrainingSample]] = {}
+    for sample in samples:
+        if sample.distill_scale or sample.policy_scale or sample.label_scale or sample.reference_scale:
+            by_rollout.setdefault(id(sample.rollout), []).append(sample)
+    return [_Lesson(rollout=group[0].rollout, samples=tuple(group)) for group in by_rollout.values()]
+
+
+def _batch(lessons: Sequence[_Lesson]) -> Batch:
+    samples = [s for lesson in lessons for s in lesson.samples]
+    taught = [s for s in samples if s.views]
+    lengths = [len(s.rollout.positions) for s in samples]
+    roles = {role: view.weights for s in taught for role, view in s.views.items()}
+    if any(s.views.keys() != roles.keys() for s in taught):
+        raise ValueError(f"all teachers of a step must have the same roles {sorted(roles)}; make one context give them all")
+    return Batch(
+        student=_lay((s.rollout.prompt_ids, s.rollout) for s in (lesson.samples[0] for lesson in lessons)),
+        views={role: _lay((s.views[role].prompt_ids or (), s.rollout) for s in taught) for role in roles},
+        weights=roles,
+        reads_initial=any(s.reference_scale for s in samples),
+        student_token=_ints(_student_tokens(lessons)),
+        sample=torch.repeat_interleave(torch.arange(len(samples)), _ints(lengths)),
+        length=_ints(len(s.rollout.completion_ids) for s in samples),
+        trained=_ints(lengths),
+        taught=torch.tensor([bool(s.views) for s in samples]),
+        reward=_floats(float(s.rollout.reward or 0) for s in samples),
+        proximal_logp=None,
+        **_token_columns(samples),
+        **{name: _floats(getattr(s, name) for s in samples) for name in _SAMPLE_SCALARS},
+        temperature=_common_temperature(samples),
+    )
+
+
+_SAMPLE_SCALARS = ("advantage", "distill_scale", "policy_scale", "label_scale", "reference_scale")
+
+
+def _token_columns(samples: Sequence[TrainingSample]) -> dict:
+    """What a batch knows of every trained token."""
+    at = [(s.rollout, t) for s in samples for t in s.rollout.positions]
+    names = sorted({name for s in samples for name in s.rollout.annotations})
+    return {
+        "token": _ints(r.completion_ids[t] for r, t in at),
+        "position": _ints(t for _, t in at),
+        "behavior_logp": _floats(r.behavior_logp[t] for r, t in at),
+        "annotations": {name: _floats(r.annotations.get(name, (0.0,) * (t + 1))[t] for r, t in at) for name in names},
+    }
+
+
+def _student_tokens(lessons: Sequence[_Lesson]) -> list[int]:
+    """For every sample's tokens, their place among the tokens of the unique rollouts."""
+    index, start = [], 0
+    for lesson in lessons:
+        count = len(lesson.rollout.positions)
+        index += list(range(start, start + count)) * len(lesson.samples)
+        start += count
+    return index
+
+
+def _lay(sequences: Iterable[tuple[Sequence[int], Rollout]]) -> Packed:
+    """Prompts and completions end to end; the state before a completion token predicts it."""
+    rows = list(sequences)
+    lengths = [len(prompt) + len(rollout.completion_ids) for prompt, rollout in rows]
+    starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    return Packed(
+        input_ids=_ints(chain.from_iterable(chain(prompt, rollout.completion_ids) for prompt, rollout in rows)),
+        positions=_ints(chain.from_iterable(range(n) for n in lengths)),
+        lengths=tuple(lengths),
+        predicts=_ints(start + len(prompt) - 1 + t for start, (prompt, rollout) in zip(starts, rows, strict=False) for t in rollout.positions),
+    )
+
+
+def _common_temperature(samples: Sequence[TrainingSample]) -> float:
+    temperatures = {s.rollout.temperature for s in samples}
+    assert len(temperatures) == 1, f"one step samples at one temperature, not {temperatures}"
+    return temperatures.pop()
+
+
+def _ints(values: Iterable[int]) -> torch.Tensor:
+    return torch.tensor(list(values), dtype=torch.long)
+
+
+def _floats(values: Iterable[float]) -> torch.Tensor:
+    return torch.tensor(list(values), dtype=torch.float32)

@@ -1,0 +1,136 @@
+"""Proof before step 1 that student and teacher read the same tokens: both prompts shown, and the loss zero where it must be.
+
+Flows in: a policy, a method, a few real problems. Flows out: a Preview a problem, or one sentence that stops the run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from selfdistill.contexts import student_messages
+from selfdistill.method import Method
+from selfdistill.models import Policy
+from selfdistill.packing import pack
+from selfdistill.reading import read
+from selfdistill.samples import training_samples
+from selfdistill.targets import TeacherDistribution
+from selfdistill.teachers import Live
+from selfdistill.types import Group, Problem, Rollout, Teaching, View, Weights
+
+JOIN = 8
+"""Tokens shown on either side of where a prompt joins the completion."""
+
+
+@dataclass(frozen=True)
+class _OwnPrompt:
+    """A context that shows the teacher exactly what the student saw."""
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        return [Teaching(views={"teacher": View(messages=(), weights="student", prompt_ids=tuple(rollout.prompt_ids))})]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One rendered prompt of a view."""
+
+    role: str
+    weights: Weights
+    text: str
+    ids: tuple[int, ...]
+    header: tuple[str, ...]
+    """The last tokens before the completion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What student and teachers read around one rollout, and the tokens the completion begins with."""
+
+    problem: Problem
+    student: Prompt
+    teachers: tuple[Prompt, ...]
+    completion: tuple[str, ...]
+
+
+def preview(policy: Policy, method: Method, groups: Sequence[Group]) -> list[Preview]:
+    """One preview per taught rollout, the first of each group."""
+    shown = []
+    for group in groups:
+        samples = training_samples([group], method, encode=policy.chat.encode)
+        sample = next((s for s in samples if s.views), samples[0] if samples else None)
+        if sample is not None:
+            rollout = sample.rollout
+            student = _prompt(policy, "student", "student", tuple(rollout.prompt_ids))
+            teachers = tuple(_prompt(policy, role, view.weights, view.prompt_ids or ()) for role, view in sorted(sample.views.items()))
+            shown.append(Preview(problem=group.problem, student=student, teachers=teachers, completion=_tokens(policy, rollout.completion_ids[:JOIN])))
+    return shown
+
+
+def _prompt(policy: Policy, role: str, weights: Weights, ids: tuple[int, ...]) -> Prompt:
+    return Prompt(role=role, weights=weights, text=policy.tokenizer.decode(ids), ids=ids, header=_tokens(policy, ids[-JOIN:]))
+
+
+def _tokens(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
+    return tuple(policy.tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def check_alignment(policy: Policy, method: Method, groups: Sequence[Group]) -> dict[str, float]:
+    """Largest measured deviations; ValueError with one sentence where a run must not start.
+
+    (1) every teacher prompt ends in the student's assistant header, up to the declared think block; (2) the student's prompt is
+    what its template renders; (3) with the student's own weights and prompt the divergence is zero; (4) the engine's
+    log-probs are the trainer's.
+    """
+    for shown in preview(policy, method, groups):
+        _check_headers(policy, shown)
+    for group in groups:
+        _check_student_prompt(policy, group)
+    divergence = _own_divergence(policy, method, groups)
+    if divergence > 1e-4:
+        raise ValueError(f"with its own weights and prompt the student is {divergence:.2e} nats from itself, above 1e-4; set model.layout = \"rows\"")
+    gap = _engine_gap(policy, groups)
+    limit = 1e-3 if policy.dtype == torch.float32 else 0.1
+    if gap > limit:
+        raise ValueError(
+            f"sampler and trainer disagree on the sampled tokens by {gap:.2e} nats on average, above {limit:g}; "
+            f"check sampling.temperature, or set model.attention = \"eager\""
+        )
+    return {"own_divergence": divergence, "engine_gap": gap}
+
+
+def _check_headers(policy: Policy, shown: Preview) -> None:
+    for teacher in shown.teachers:
+        student_header, teacher_header = (policy.chat.header(ids) for ids in (shown.student.ids, teacher.ids))
+        if student_header != teacher_header:
+            raise ValueError(
+                f"the {teacher.role} prompt joins the completion with {policy.tokenizer.decode(teacher_header)!r}, the student's with "
+                f"{policy.tokenizer.decode(student_header)!r}; only the empty think block may differ: check the chat template and sampling.thinking"
+            )
+
+
+def _check_student_prompt(policy: Policy, group: Group) -> None:
+    rendered = [policy.chat.encode(student_messages(group.problem), thinking) for thinking in (None, True, False)]
+    if group.rollouts and group.rollouts[0].prompt_ids not in rendered:
+        raise ValueError(
+            f"problem {group.problem.id or group.problem.prompt!r}: the sampled prompt is not what the chat template renders for training; "
+            f"rollouts and training must come from the same tokenizer"
+        )
+
+
+def _own_divergence(policy: Policy, method: Method, groups: Sequence[Group]) -> float:
+    """Largest divergence of the student from itself over all tokens, in nats."""
+    same = replace(method, context=_OwnPrompt(), feedback=(), target=TeacherDistribution(), distill_coef=1.0, reference_coef=0.0, policy_coef=0.0)
+    return max((float(s.divergence.abs().max()) for s in _signals(policy, same, groups)), default=0.0)
+
+
+def _engine_gap(policy: Policy, groups: Sequence[Group]) -> float:
+    same = Method(context=_OwnPrompt())
+    gaps = torch.cat([(s.policy_logp - s.batch.behavior_logp).abs() for s in _signals(policy, same, groups)])
+    return float(gaps.mean())
+
+
+def _signals(policy: Policy, method: Method, groups: Sequence[Group]) -> list:
+    readers = {"student": Live().start(policy)}
+    with Live().start(policy).reading():
+        batches = pack(training_samples(groups, method, encode=policy.chat.encode), 2**62)
+        return [read(policy, readers, method, batch.to(policy.device)) for batch in batches]

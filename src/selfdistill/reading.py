@@ -1,0 +1,67 @@
+"""A batch through the weights that read it: teacher views without gradient, then the student with, to TokenSignals."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from selfdistill.heads import Head
+from selfdistill.method import Method
+from selfdistill.models import Policy
+from selfdistill.scoring import Reading, score
+from selfdistill.teachers import Reader
+from selfdistill.types import Batch, Packed, TokenSignals, Weights
+
+Readers = Mapping[Weights, Reader]
+
+
+def start_readers(method: Method, policy: Policy, *, offload: bool = False) -> dict[Weights, Reader]:
+    """The weights a method's views may name, as they stand at the start of a run.
+
+    pi_0 is read where the method is held near it, and shares the copy of a frozen teacher.
+    """
+    from selfdistill.teachers import Frozen, Live
+
+    readers: dict[Weights, Reader] = {"student": Live().start(policy)}
+    if method.reads_teacher:
+        readers["teacher"] = method.teacher.start(policy, offload=offload)
+    if method.reference_coef:
+        shared = method.reads_teacher and method.teacher == Frozen()
+        readers["initial"] = readers["teacher"] if shared else Frozen().start(policy, offload=offload)
+    return readers
+
+
+def read(policy: Policy, readers: Readers, method: Method, batch: Batch, *, chunk: int | None = None) -> TokenSignals:
+    """Every view under its own weights, all roles of one teacher in one pass; then the student's pass, scored inside its forward."""
+    readings: dict[str, Reading] = {}
+    for weights in sorted(set(batch.weights.values())):
+        roles = [role for role in batch.views if batch.weights[role] == weights]
+        readings |= _read_roles(readers, weights, roles, [batch.views[role] for role in roles])
+    initial = _read_roles(readers, "initial", ["initial"], [batch.student])["initial"] if batch.reads_initial else None
+
+    def scored(hidden: torch.Tensor, head: Head) -> TokenSignals:
+        return score(method, batch, hidden=hidden, head=head, readings=readings, initial=initial, chunk=chunk)
+
+    return policy(scored, batch.student)
+
+
+def _read_roles(readers: Readers, weights: Weights, roles: Sequence[str], views: Sequence[Packed]) -> dict[str, Reading]:
+    if weights not in readers:
+        raise ValueError(f"a view asks for the {weights!r} weights, which this run did not keep; it has {sorted(readers)}")
+    with readers[weights].reading() as policy:
+        # detached heads stay usable after an offloaded teacher has left the device
+        hidden, head = policy(lambda hidden, head: (hidden, head.detach()), join(views))
+    parts = hidden.split([len(view.predicts) for view in views])
+    return {role: Reading(hidden=part, head=head) for role, part in zip(roles, parts, strict=True)}
+
+
+def join(views: Sequence[Packed]) -> Packed:
+    """Several packed views as one, end to end."""
+    if len(views) == 1:
+        return views[0]
+    starts = torch.tensor([0, *(sum(v.lengths) for v in views[:-1])]).cumsum(0).tolist()
+    return Packed(
+        input_ids=torch.cat([v.input_ids for v in views]),
+        positions=torch.cat([v.positions for v in views]),
+        lengths=tuple(n for v in views for n in v.lengths),
+        predicts=torch.cat([v.predicts + start for v, start in zip(views, starts, strict=True)]),
+    )

@@ -1,0 +1,83 @@
+"""Groups to training samples: who teaches each rollout, with which share of the loss. The last place that sees text.
+
+Every scale is fixed here from counts over the whole step, so micro-batches and ranks add up without further care.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from selfdistill.method import Method
+from selfdistill.types import Group, Message, Rollout, Teaching, TrainingSample, View
+
+Encode = Callable[[Sequence[Message], bool | None], list[int]]
+"""(chat, thinking) -> token ids, the assistant's header included."""
+
+
+def training_samples(groups: Sequence[Group], method: Method, *, encode: Encode) -> list[TrainingSample]:
+    """One sample per rollout and teacher; rollouts without a reward or without trained tokens are left out everywhere.
+
+    Raises ValueError where a context gives teachers without positive weight.
+    """
+    taught = [(r, a, _teachings(method, r, g)) for g in groups for r, a in _graded(g, method)]
+    counts = _counts([(r, bool(teachings)) for r, _, teachings in taught])
+    samples = []
+    for rollout, advantage, teachings in taught:
+        total = sum(t.weight for t in teachings)
+        shares = [(t.views, t.weight / total) for t in teachings] or [({}, 1.0)]
+        for views, share in shares:
+            encoded = {role: _encoded(view, encode) for role, view in views.items()}
+            samples.append(_scaled(method, rollout, encoded, advantage, share, counts))
+    return samples
+
+
+def _graded(group: Group, method: Method) -> list[tuple[Rollout, float]]:
+    """The rollouts that count, with their advantages."""
+    rollouts = [r for r in group.rollouts if r.reward is not None and r.positions]
+    if not rollouts:
+        return []
+    rewards = torch.tensor([float(r.reward or 0) + r.shaping for r in rollouts])
+    return list(zip(rollouts, method.advantage(rewards).tolist(), strict=True))
+
+
+def _teachings(method: Method, rollout: Rollout, group: Group) -> list[Teaching]:
+    teachings = [t for t in method.context(rollout, group) if t.weight > 0] if method.reads_teacher else []
+    if len({frozenset(t.views) for t in teachings}) > 1:
+        raise ValueError(f"the teachers of one rollout must have the same roles, not {[sorted(t.views) for t in teachings]}")
+    return teachings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counts:
+    """Trained tokens and rollouts of the step: what the terms of the loss are averaged over."""
+
+    everything: tuple[int, int]
+    taught: tuple[int, int]
+
+
+def _counts(rollouts: Sequence[tuple[Rollout, bool]]) -> _Counts:
+    lengths = [len(r.positions) for r, _ in rollouts]
+    taught = [len(r.positions) for r, is_taught in rollouts if is_taught]
+    return _Counts(everything=(sum(lengths), len(lengths)), taught=(sum(taught), len(taught)))
+
+
+def _encoded(view: View, encode: Encode) -> View:
+    return view if view.prompt_ids is not None else replace(view, prompt_ids=tuple(encode(view.messages, view.thinking)))
+
+
+def _scaled(method: Method, rollout: Rollout, views: dict[str, View], advantage: float, share: float, counts: _Counts) -> TrainingSample:
+    length = len(rollout.positions)
+    over_all = share * method.reduction(length, *counts.everything)
+    distilled = counts.taught if method.reduction.over == "taught" else counts.everything
+    distill_scale = share * method.distill_coef * method.reduction(length, *distilled) if views else 0.0
+    has_credit = (method.credit.reads_advantage and advantage != 0) or (method.credit.reads_teacher and bool(views))
+    return TrainingSample(
+        rollout=rollout,
+        views=views,
+        advantage=advantage,
+        distill_scale=distill_scale,
+        policy_scale=method.policy_coef * over_all if has_credit else 0.0,
+        label_scale=method.label_coef * over_all,
+        reference_scale=method.reference_coef * over_all,
+    )

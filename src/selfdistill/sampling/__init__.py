@@ -1,0 +1,26 @@
+"""Engines that write completions. A sampler turns problems into groups of rollouts and takes over new weights."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from selfdistill.types import Group, Problem, Rollout
+
+if TYPE_CHECKING:
+    from selfdistill.models import Policy
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Samples the student."""
+
+    def sample(self, problems: Sequence[Problem], n: int) -> list[Group]:
+        """n completions of every problem, with the log-probs of their tokens before top-p and top-k."""
+        ...
+
+    def write(self, problem: Problem, text: str) -> Rollout:
+        """A given text as if it had been sampled; its log-probs are 0."""
+        ...
+
+    def sync(self, policy: "Policy", version: int) -> None:
+        """Samples from these weights from now on; `version` is the number of optimizer steps behind them."""
+        ...

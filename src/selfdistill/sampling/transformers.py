@@ -1,0 +1,153 @@
+"""The embedded engine: transformers' `generate` with a static cache, log-probs gathered step by step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from selfdistill.contexts import student_messages
+from selfdistill.models import Policy
+from selfdistill.teachers import evaluating
+from selfdistill.types import Group, Problem, Rollout
+
+
+@dataclass(kw_only=True)
+class TransformersSampler:
+    """Samples on torch's global generator. temperature 0 is greedy.
+
+    Raises ValueError on a prompt above `max_prompt_length` or one that leaves no room for the completion in the model's positions.
+    """
+
+    policy: Policy
+    max_completion_length: int
+    max_prompt_length: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    batch_size: int = 256
+    thinking: bool | None = None
+    on_progress: Callable[[int, int], None] | None = None
+    """Called with (rollouts finished, rollouts asked for) after every batch."""
+    version: int = 0
+
+    def sample(self, problems: Sequence[Problem], n: int) -> list[Group]:
+        """n completions a problem; prompts of like length share a batch."""
+        prompts = [self._prompt(problem) for problem in problems]
+        asked = sorted(((p, i) for p in range(len(problems)) for i in range(n)), key=lambda pair: len(prompts[pair[0]]))
+        rollouts: dict[tuple[int, int], Rollout] = {}
+        for batch in _batches(asked, self.batch_size):
+            written = self._generate([prompts[p] for p, _ in batch])
+            for (p, i), (ids, logp, truncated) in zip(batch, written, strict=True):
+                rollouts[p, i] = self._rollout(prompts[p], ids, logp, truncated=truncated, index=i)
+            if self.on_progress:
+                self.on_progress(len(rollouts), len(asked))
+        return [Group(problem=problem, rollouts=[rollouts[p, i] for i in range(n)]) for p, problem in enumerate(problems)]
+
+    def write(self, problem: Problem, text: str) -> Rollout:
+        """A given text as a rollout that ends by itself, with log-probs 0."""
+        ids = self.policy.chat.completion(text)
+        return self._rollout(self._prompt(problem), ids, [0.0] * len(ids), truncated=False, index=0)
+
+    def sync(self, policy: Policy, version: int) -> None:
+        """The engine shares the student's weights, so only their version changes."""
+        self.policy, self.version = policy, version
+
+    def _rollout(self, prompt: list[int], ids: list[int], logp: list[float], *, truncated: bool, index: int) -> Rollout:
+        return Rollout(
+            prompt_ids=prompt,
+            completion_ids=ids,
+            behavior_logp=logp,
+            text=self.policy.chat.decode(ids),
+            truncated=truncated,
+            temperature=self.temperature or 1.0,
+            policy_version=self.version,
+            index=index,
+        )
+
+    def _prompt(self, problem: Problem) -> list[int]:
+        ids = self.policy.chat.encode(student_messages(problem), self.thinking)
+        name = problem.id or str(problem.prompt)[:40]
+        if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
+            raise ValueError(f"the prompt of {name!r} has {len(ids)} tokens, above sampling.max_prompt_length = {self.max_prompt_length}; raise it or filter the data")
+        limit = self.policy.max_length
+        if limit is not None and len(ids) + self.max_completion_length > limit:
+            raise ValueError(
+                f"the prompt of {name!r} has {len(ids)} tokens and sampling.max_completion_length is {self.max_completion_length}, together above "
+                f"the model's {limit} positions; lower max_completion_length or filter the data"
+            )
+        return ids
+
+    def _generate(self, prompts: Sequence[list[int]]) -> list[tuple[list[int], list[float], bool]]:
+        """(completion ids, their log-probs, truncated) a prompt, from one batch."""
+        policy, tokenizer = self.policy, self.policy.tokenizer
+        stops = _stop_ids(policy)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=policy.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
+        recorder = _Recorder(temperature=self.temperature or 1.0, vocab_size=policy.vocab_size, prompt_width=width)
+        choice = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.temperature else {"do_sample": False}
+        with evaluating(policy), policy.autocast():
+            out = policy.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=self.max_completion_length,
+                cache_implementation="static",
+                eos_token_id=stops,
+                pad_token_id=pad,
+                logits_processor=LogitsProcessorList([recorder]),
+                **choice,
+            )
+        logps = recorder.finish(out).tolist()
+        return [_cut(row, logp, stops) for row, logp in zip(out[:, width:].tolist(), logps, strict=True)]
+
+
+class _Recorder(LogitsProcessor):
+    """Keeps the last step's log-softmax only, and gathers each chosen token's from it one step later.
+
+    First of all processors, so it sees the distribution before temperature, top-p and top-k; tokens beyond the tokenizer's
+    vocabulary are never sampled.
+    """
+
+    def __init__(self, *, temperature: float, vocab_size: int, prompt_width: int) -> None:
+        self.temperature, self.vocab_size, self.width = temperature, vocab_size, prompt_width
+        self.last: Tensor | None = None
+        self.chosen: list[Tensor] = []
+
+    def __call__(self, input_ids: Int[Tensor, "batch width"], scores: Float[Tensor, "batch padded_vocab"]) -> Float[Tensor, "batch padded_vocab"]:
+        if scores.shape[-1] > self.vocab_size:
+            scores = scores.index_fill(-1, torch.arange(self.vocab_size, scores.shape[-1], device=scores.device), -torch.inf)
+        self._gather(input_ids)
+        self.last = (scores.float() / self.temperature).log_softmax(-1)
+        return scores
+
+    def finish(self, output: Int[Tensor, "batch width"]) -> Float[Tensor, "batch steps"]:
+        """Log-probs of every generated token; what follows an end of sequence means nothing."""
+        self._gather(output[:, : self.width + len(self.chosen) + 1])
+        return torch.stack(self.chosen, dim=1)
+
+    def _gather(self, input_ids: Int[Tensor, "batch width"]) -> None:
+        if self.last is not None:
+            self.chosen.append(self.last.gather(-1, input_ids[:, -1:])[:, 0])
+
+
+def _stop_ids(policy: Policy) -> list[int]:
+    """The tokenizer's end of sequence, and those of the model's generation settings."""
+    configured = policy.base.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return list(dict.fromkeys(i for i in (policy.tokenizer.eos_token_id, *listed) if i is not None))
+
+
+def _cut(row: list[int], logp: list[float], stops: Sequence[int]) -> tuple[list[int], list[float], bool]:
+    """A completion up to and with its first end of sequence; truncated if it has none."""
+    end = next((t for t, token in enumerate(row) if token in stops), None)
+    length = len(row) if end is None else end + 1
+    return row[:length], logp[:length], end is None
+
+
+def _batches(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

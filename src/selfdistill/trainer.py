@@ -1,0 +1,145 @@
+"""The loop and the step, straight down: sample, grade, annotate, teach, pack, score, objective, step."""
+
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from selfdistill.config import Settings
+from selfdistill.data import ProblemStream
+from selfdistill.loss import objective
+from selfdistill.method import Method
+from selfdistill.metrics import rollout_metrics, token_metrics
+from selfdistill.models import Policy
+from selfdistill.optimizers import make_optimizer, make_schedule
+from selfdistill.packing import pack
+from selfdistill.reading import read, start_readers
+from selfdistill.samples import training_samples
+from selfdistill.sampling import Sampler
+from selfdistill.types import Batch, Group, Problem
+
+log = logging.getLogger(__name__)
+PHASES = ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step did: its metrics, the seconds of the eight phases, and the groups it learned from."""
+
+    step: int
+    metrics: dict[str, float]
+    seconds: dict[str, float]
+    groups: list[Group]
+    policy: Policy
+
+
+class Trainer:
+    """A run's state: the student, the weights that teach it, optimizer, schedule and the position in the data."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        method: Method,
+        problems: Sequence[Problem],
+        sampler: Sampler,
+        grade: Callable[[list[Group]], None],
+        settings: Settings,
+    ) -> None:
+        self.policy, self.method, self.sampler, self.grade, self.settings = policy, method, sampler, grade, settings
+        self.readers = start_readers(method, policy, offload=settings.model.teacher_offload)
+        self.stream = ProblemStream(problems, seed=settings.seed)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.parameters, settings.optimizer)
+        self.schedule = make_schedule(self.optimizer, settings.optimizer, updates=settings.steps * settings.updates_per_step)
+        self.steps_done = 0
+
+    def __iter__(self) -> Iterator[StepResult]:
+        """The steps that are left of the run."""
+        while self.steps_done < self.settings.steps:
+            yield self.step()
+
+    def step(self) -> StepResult:
+        """One batch of problems through the eight phases."""
+        clock = _Clock()
+        groups = self._rollouts(clock)
+        with clock("teach"):
+            samples = training_samples(groups, self.method, encode=self.policy.chat.encode)
+        with clock("pack"):
+            batches = [b.to(self.policy.device) for b in pack(samples, self.settings.tokens_per_batch)]
+        if not batches:
+            log.warning("step %d: no rollout has anything to learn from (no teacher and no advantage); weights stay as they are", self.steps_done + 1)
+        updates = self._updates(batches, clock) if batches else {}
+        self.steps_done += 1
+        with clock("step"):
+            self.sampler.sync(self.policy, self.steps_done)
+        metrics = rollout_metrics(groups, samples) | token_metrics(updates) | {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
+        metrics |= {"lr": self.schedule.get_last_lr()[0], "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
+        return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, policy=self.policy)
+
+    def _rollouts(self, clock: "_Clock") -> list[Group]:
+        with clock("sample"):
+            problems = self.stream.draw(self.settings.prompts_per_step)
+            n = self.settings.sampling.num_generations
+            groups = self.method.source(self.sampler, problems, n, grade=self.grade, draw=self.stream.draw)
+        with clock("grade"):
+            self.grade([g for g in groups if any(r.reward is None for r in g.rollouts)])
+        with clock("annotate"):
+            for write in self.method.feedback:
+                write(groups, self.sampler)
+        return groups
+
+    def _updates(self, batches: list[Batch], clock: "_Clock") -> dict[str, float]:
+        """Optimizer steps on the same rollouts; later ones clip against the log-probs that the first one saw."""
+        self.policy.train()
+        totals: Counter[str] = Counter()
+        for update in range(self.settings.updates_per_step):
+            sums: dict[str, Any] = defaultdict(float)
+            for i, batch in enumerate(batches):
+                with clock("score"):
+                    signals = read(self.policy, self.readers, self.method, batch)
+                with clock("objective"):
+                    loss, parts = objective(self.method, signals)
+                    loss.backward()
+                if update == 0 and self.settings.updates_per_step > 1:
+                    batches[i] = replace(batch, proximal_logp=signals.policy_logp.detach())
+                for name, value in parts.items():
+                    sums[name] = sums[name] + value
+            with clock("step"):
+                sums |= self._apply()
+            totals.update({name: float(value) for name, value in sums.items()})
+        return {name: value / self.settings.updates_per_step for name, value in totals.items()}
+
+    def _apply(self) -> dict[str, float]:
+        """One optimizer step, left out where the gradient is not finite; teachers follow."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optimizer.max_grad_norm or float("inf")))
+        finite = norm == norm and norm != float("inf")
+        if finite:
+            self.optimizer.step()
+        else:
+            log.warning("step %d: the gradient is not finite (norm %s); this update is left out", self.steps_done + 1, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        for reader in set(self.readers.values()) if finite else ():
+            reader.update()
+        return {"grad_norm": norm if finite else 0.0, "skipped_updates": float(not finite)}
+
+
+class _Clock:
+    """Seconds by phase; an accelerator is waited for at the end of each, so that phases own their work."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[phase] += time.perf_counter() - start

@@ -62,7 +62,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
         trainer.readers[name].load_state_dict(reader_state)
     trainer.stream.drawn, trainer.steps_done = state["drawn"], state["steps_done"]
     trainer.sampler.sync(trainer.policy, trainer.steps_done)
-    _restore_random(state["random"])
+    restore_random_state(state["random"])
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:
@@ -73,11 +73,11 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.optimizer.state_dict(),
         "schedule": trainer.schedule.state_dict(),
         "readers": {name: reader.state_dict() for name, reader in trainer.readers.items()},
-        "random": _random(),
+        "random": random_state(),
     }
 
 
-def _random() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
     """Every generator a run draws from: torch's on all devices, Python's and numpy's for users' own code."""
     kind, keys, position, has_gauss, gauss = numpy.random.get_state()
     return {
@@ -88,13 +88,21 @@ def _random() -> dict[str, Any]:
     }
 
 
-def _restore_random(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts every generator back to where `random_state` found it."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
+
+
+def seed_all(seed: int) -> None:
+    """One seed for every generator a run draws from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
 
 
 def _flush(folder: Path) -> None:

@@ -4,6 +4,7 @@ import string
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 FIELDS: Mapping[str, frozenset[str]] = {
@@ -20,7 +21,13 @@ FIELDS: Mapping[str, frozenset[str]] = {
 }
 """What each kind may name besides {problem} and {instruction}; all it names must be in its text."""
 
-ENGLISH: Mapping[str, str] = tomllib.loads((files("selfdistill") / "assets" / "templates" / "english.toml").read_text())
+
+def read_templates(path: Traversable) -> Mapping[str, str]:
+    """The templates of a TOML file of kind = text that the package ships."""
+    return tomllib.loads(path.read_text())
+
+
+ENGLISH: Mapping[str, str] = read_templates(files("selfdistill") / "assets" / "templates" / "english.toml")
 
 
 def load_templates(path: str | Path) -> dict[str, str]:

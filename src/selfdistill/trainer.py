@@ -21,7 +21,7 @@ from selfdistill.packing import pack
 from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling import Sampler
-from selfdistill.types import Batch, Group, Problem
+from selfdistill.types import Batch, Group, Problem, TrainingSample
 
 log = logging.getLogger(__name__)
 PHASES = ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")
@@ -35,6 +35,7 @@ class StepResult:
     metrics: dict[str, float]
     seconds: dict[str, float]
     groups: list[Group]
+    samples: list[TrainingSample]
     policy: Policy
 
 
@@ -80,7 +81,7 @@ class Trainer:
             self.sampler.sync(self.policy, self.steps_done)
         metrics = rollout_metrics(groups, samples) | token_metrics(updates) | {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
         metrics |= {"lr": self.schedule.get_last_lr()[0], "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
-        return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, policy=self.policy)
+        return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
 
     def _rollouts(self, clock: "_Clock") -> list[Group]:
         with clock("sample"):

@@ -1,0 +1,128 @@
+"""The Python entry: `for result in selfdistill.train(model=..., method=hsd(), dataset=...): ...`, in a notebook as on a cluster."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from selfdistill.config import Settings, make_settings
+from selfdistill.imports import load_object
+from selfdistill.loading import Lora, load_policy
+from selfdistill.method import Method
+from selfdistill.methods.build import build_method
+from selfdistill.models import Policy, check_head, check_layout
+from selfdistill.sampling.transformers import TransformersSampler
+from selfdistill.tasks import Task
+from selfdistill.tasks.files import Dataset, with_templates
+from selfdistill.tasks.grading import RewardFunction, grade
+from selfdistill.tasks.loading import load_task
+from selfdistill.templates import load_templates
+from selfdistill.trainer import StepResult, Trainer
+from selfdistill.types import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """Everything a run is made of, ready to step."""
+
+    settings: Settings
+    policy: Policy
+    method: Method
+    task: Task
+    reward: RewardFunction | None
+    trainer: Trainer
+    sampler: TransformersSampler
+
+    def problems(self, split: str) -> Sequence[Problem]:
+        return _worded(self.task, split, self.settings)
+
+
+def assemble(
+    settings: Settings, *, policy: Policy | None = None, method: Method | None = None, task: Task | None = None, reward: RewardFunction | None = None
+) -> Assembled:
+    """A run from its settings; what is given as an object takes the place of its section. Raises ValueError on anything that cannot run."""
+    torch.manual_seed(settings.seed)
+    method = method or build_method(settings.method.name, settings.method.arguments, max_completion_length=settings.sampling.max_completion_length)
+    task = task or load_task(settings.task)
+    reward = reward or (load_object(settings.reward) if settings.reward else None)
+    problems = _worded(task, "train", settings)
+    policy = policy or load_settings_policy(settings)
+    check_head(policy)
+    check_layout(policy)
+    sampler = make_sampler(policy, settings)
+    trainer = Trainer(policy=policy, method=method, problems=problems, sampler=sampler, grade=partial(grade, task=task, reward=reward), settings=settings)
+    return Assembled(settings=settings, policy=policy, method=method, task=task, reward=reward, trainer=trainer, sampler=sampler)
+
+
+def train(
+    *,
+    model: str | Mapping[str, Any] | Policy = "tiny",
+    method: str | Method = "hsd",
+    dataset: str | Task | Sequence[Mapping[str, Any]] | None = None,
+    reward: RewardFunction | None = None,
+    **settings: Any,
+) -> Iterator[StepResult]:
+    """Yields one StepResult a training step; evaluation, logging and early stops are loops around it.
+
+    model: a name, a model section like {"path": ..., "lora": {"r": 16}}, or a Policy. dataset: a task's name, a path, a hub id, a Task, or rows with the columns prompt, answer, solution. Other keywords are
+    settings, nested ones as mappings: steps=50, optimizer={"lr": 1e-5}. Raises ValueError on bad input.
+    """
+    data = dict(settings)
+    data |= {} if isinstance(model, Policy) else {"model": model}
+    data |= {"method": method} if isinstance(method, str) else {}
+    data |= {"task": dataset} if isinstance(dataset, str) else {}
+    task = Dataset(rows=dataset) if isinstance(dataset, Sequence) and not isinstance(dataset, str) else dataset
+    parts = assemble(
+        make_settings(data, {}),
+        policy=model if isinstance(model, Policy) else None,
+        method=method if isinstance(method, Method) else None,
+        task=None if isinstance(task, str) else task,
+        reward=reward,
+    )
+    yield from parts.trainer
+
+
+def load_settings_policy(settings: Settings, path: str | None = None) -> Policy:
+    """The policy of a run's model section, or another checkpoint loaded the same way."""
+    model = settings.model
+    lora = Lora(**model.lora.model_dump()) if model.lora and path is None else None
+    return load_policy(
+        path or model.path,
+        dtype=model.dtype,
+        device=model.device,
+        lora=lora,
+        gradient_checkpointing=model.gradient_checkpointing,
+        attention=model.attention,
+        layout=model.layout,
+    )
+
+
+def make_sampler(policy: Policy, settings: Settings, *, on_progress: Callable[[int, int], None] | None = None) -> TransformersSampler:
+    """The training sampler of a run."""
+    s = settings.sampling
+    return TransformersSampler(
+        policy=policy,
+        max_completion_length=s.max_completion_length,
+        max_prompt_length=s.max_prompt_length,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        batch_size=s.batch_size,
+        thinking=s.thinking,
+        on_progress=on_progress,
+    )
+
+
+def make_eval_sampler(policy: Policy, settings: Settings, *, on_progress: Callable[[int, int], None] | None = None) -> TransformersSampler:
+    """The sampler evaluations decode with."""
+    sampler = make_sampler(policy, settings, on_progress=on_progress)
+    sampler.temperature, sampler.top_p, sampler.top_k, sampler.batch_size = settings.eval.temperature, settings.eval.top_p, 0, settings.eval.batch_size
+    return sampler
+
+
+def _worded(task: Task, split: Any, settings: Settings) -> Sequence[Problem]:
+    """The split's problems, under the user's own words where a file gives some."""
+    problems = task.problems(split)
+    return with_templates(problems, load_templates(settings.task.templates)) if settings.task.templates else problems

@@ -1,0 +1,154 @@
+"""What the smaller commands do: names and paths in, a printed page or a folder out."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from selfdistill.config import Settings, explain, load_settings, make_settings, read_recipe, read_settings
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+def list_methods() -> None:
+    """One line a method."""
+    from selfdistill.methods import METHODS, WRAPPERS
+
+    for function in METHODS:
+        out.print(f"{function.__name__:18s} {escape(_first_line(function))}")
+    out.print()
+    for function in WRAPPERS:
+        out.print(f"{function.__name__ + '(X)':18s} {escape(_first_line(function))}")
+
+
+def describe_method(name: str, *, vs: str | None) -> None:
+    """All parts, or the differing ones side by side."""
+    from selfdistill.method import describe, diff
+    from selfdistill.methods.build import build_method
+
+    method = build_method(name, {}, max_completion_length=1024)
+    table = Table(box=None)
+    if vs is None:
+        for column in ("part", name):
+            table.add_column(column)
+        for row in describe(method).items():
+            table.add_row(*map(escape, row))
+    else:
+        for column in ("part", name, vs):
+            table.add_column(column)
+        for part, (one, other) in diff(method, build_method(vs, {}, max_completion_length=1024)).items():
+            table.add_row(part, escape(one), escape(other))
+    out.print(table)
+
+
+def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:
+    """Prints a model's figures; a run's folder brings its own settings."""
+    from selfdistill.api import load_settings_policy, make_eval_sampler
+    from selfdistill.evaluate import evaluate
+    from selfdistill.imports import load_object
+    from selfdistill.tasks.loading import load_task
+
+    settings, folder = _settings_of(model, recipe, overrides)
+    policy = load_settings_policy(settings, folder)
+    task = load_task(settings.task)
+    problems = list(task.problems("test"))[: settings.eval.num_problems]
+    reward = load_object(settings.reward) if settings.reward else None
+    result = evaluate(make_eval_sampler(policy, settings), task, problems, num_samples=settings.eval.num_samples, reward=reward)
+    low, high = result.ci95
+    k = settings.eval.num_samples
+    out.print(f"{model} on {len(problems)} problems of {settings.task.name}, {k} samples at temperature {settings.eval.temperature}")
+    out.print(f"avg@{k} {result.avg_at_k:.4f} [{low:.4f}, {high:.4f}]  pass@{k} {result.pass_at_k:.4f}  maj@{k} {result.maj_at_k:.4f}")
+    out.print(f"truncated {result.truncated:.4f}  mean length {result.mean_length:.1f} tokens")
+    if output:
+        output.write_text(json.dumps(result.to_json()) + "\n")
+
+
+def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:
+    """Both prompts of real problems and the alignment proof. Raises ValueError where training would be stopped."""
+    from selfdistill.api import assemble
+    from selfdistill.preflight import check_alignment, preview
+
+    parts = assemble(load_settings(recipe, overrides))
+    groups = parts.sampler.sample(list(parts.problems("train"))[:problems], max(2, min(4, parts.settings.sampling.num_generations)))
+    parts.trainer.grade(groups)
+    for write in parts.method.feedback:
+        write(groups, parts.sampler)
+    for shown in preview(parts.policy, parts.method, groups):
+        for prompt in (shown.student, *shown.teachers):
+            out.rule(f"{prompt.role}, read by the {prompt.weights}'s weights, {len(prompt.ids)} tokens")
+            out.print(escape(prompt.text))
+            out.print("joins   " + escape(" | ".join(prompt.header)) + " [bold]||[/] " + escape(" | ".join(shown.completion)))
+    found = check_alignment(parts.policy, parts.method, groups)
+    out.rule("aligned")
+    out.print(f"the student is {found['own_divergence']:.1e} nats from itself under its own prompt and weights")
+    out.print(f"sampler and trainer differ by {found['engine_gap']:.1e} nats a sampled token")
+
+
+def sample_model(model: str, question: str, *, n: int, temperature: float, max_completion_length: int) -> None:
+    """Completions of one question."""
+    from selfdistill.loading import load_policy
+    from selfdistill.sampling.transformers import TransformersSampler
+    from selfdistill.types import Problem
+
+    policy = load_policy(model_folder(model))
+    sampler = TransformersSampler(policy=policy, max_completion_length=_room(policy, max_completion_length), temperature=temperature)
+    for rollout in sampler.sample([Problem(prompt=question)], n)[0].rollouts:
+        out.print(escape(rollout.text) + (" [dim](cut at max_completion_length)[/]" if rollout.truncated else ""))
+
+
+def export_model(model: str, *, output: Path, merge: bool, push_to_hub: str | None) -> None:
+    """An ordinary folder, and the hub where asked. Raises ValueError where the folder is taken."""
+    from selfdistill.loading import load_policy, save_policy
+
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty; choose another --output")
+    policy = load_policy(model_folder(model))
+    save_policy(policy, output, merge=merge)
+    out.print(f"wrote {output}")
+    if push_to_hub:
+        policy.model.push_to_hub(push_to_hub)
+        policy.tokenizer.push_to_hub(push_to_hub)
+        out.print(f"uploaded to {push_to_hub}")
+
+
+def pretrain_base(recipe: str, *, output_dir: str | None) -> None:
+    """Raises ValueError on a setting the recipe gets wrong."""
+    from selfdistill.pretrain import PretrainSettings, pretrain
+
+    data = read_recipe(recipe) | ({"output_dir": output_dir} if output_dir else {})
+    try:
+        settings = PretrainSettings.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"{recipe}: {explain(error, PretrainSettings)}") from None
+    folder = pretrain(settings)
+    out.print((folder / "README.md").read_text(), markup=False)
+    out.print(f"wrote {folder}")
+
+
+def model_folder(model: str) -> str:
+    """A run's last checkpoint, or the name as it is."""
+    from selfdistill.checkpoint import latest
+
+    return str(latest(Path(model))) if (Path(model) / "settings.json").exists() else model
+
+
+def _settings_of(model: str, recipe: str, overrides: Mapping[str, Any]) -> tuple[Settings, str]:
+    """The settings a model is measured under: its run's own, else the recipe's."""
+    own = Path(model) / "settings.json"
+    data = read_settings(own).model_dump() if own.exists() else read_recipe(recipe)
+    return make_settings(data, overrides, origin=str(own) if own.exists() else recipe), model_folder(model)
+
+
+def _room(policy: Any, wanted: int) -> int:
+    """A completion length that leaves half of a short model's positions to the prompt."""
+    return wanted if policy.max_length is None else min(wanted, policy.max_length // 2)
+
+
+def _first_line(function: Any) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0]

@@ -1,0 +1,154 @@
+"""The commands: each a dataclass of its arguments and a `run` that hands them to the library."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class _Command:
+    takes_settings: ClassVar[bool] = False
+
+    def run(self, overrides: Mapping[str, Any]) -> None: ...
+
+    def where(self, overrides: Mapping[str, Any]) -> str:
+        """What to say after an interruption."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Train(_Command):
+    """Train by a recipe. Any setting is changed by --key value: --steps 50, --method hsd, --sampling.temperature 0.9, --model.lora.r 16."""
+
+    recipe: Positional[str]
+    """A .toml file, or the name of a shipped recipe such as quickstart."""
+    resume: bool = False
+    """Continue from the last checkpoint of the run's output_dir, bit for bit."""
+    takes_settings: ClassVar[bool] = True
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.config import load_settings
+
+        settings = load_settings(self.recipe, overrides)
+        from selfdistill.runner import execute
+
+        execute(settings, resume=self.resume)
+
+    def where(self, overrides: Mapping[str, Any]) -> str:
+        from selfdistill.config import load_settings
+
+        run = Path(load_settings(self.recipe, overrides).output_dir)
+        if any((run / "checkpoints").glob("step_*/trainer_state.pt")):
+            return f"; {run} is whole up to its last checkpoint, continue with the same command and --resume"
+        return f"; {run} has no checkpoint yet (checkpoint_every sets how often), remove it or choose another --output_dir to start anew"
+
+
+@dataclass(frozen=True)
+class Eval(_Command):
+    """Measure a model on held-out problems: avg@k, pass@k, maj@k, intervals over problems, truncation, length."""
+
+    model: Positional[str]
+    """A run's folder (its last checkpoint), a model folder or a hub id."""
+    recipe: str = "quickstart"
+    """Whose task and decoding are used; --eval.num_problems, --eval.num_samples and others change them."""
+    output: Path | None = None
+    """A JSON file for the figures and all samples."""
+    takes_settings: ClassVar[bool] = True
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.actions import evaluate_model
+
+        evaluate_model(self.model, recipe=self.recipe, overrides=overrides, output=self.output)
+
+
+@dataclass(frozen=True)
+class Methods(_Command):
+    """List the methods, one line each."""
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.actions import list_methods
+
+        list_methods()
+
+
+@dataclass(frozen=True)
+class Describe(_Command):
+    """Show the parts of a method, or only those in which it differs from another."""
+
+    method: Positional[str]
+    """A name like hsd or grpo_plus(hsd), or package.module:name."""
+    vs: str | None = None
+    """The method to compare with."""
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.actions import describe_method
+
+        describe_method(self.method, vs=self.vs)
+
+
+@dataclass(frozen=True)
+class Preview(_Command):
+    """Show what student and teacher read on real problems, token by token where it joins the completion, and prove the alignment."""
+
+    recipe: Positional[str]
+    problems: int = 2
+    """How many problems are shown."""
+    takes_settings: ClassVar[bool] = True
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.actions import preview_recipe
+
+        preview_recipe(self.recipe, overrides=overrides, problems=self.problems)
+
+
+@dataclass(frozen=True)
+class Sample(_Command):
+    """Ask a trained model a question."""
+
+    model: Positional[str]
+    """A run's folder, a model folder or a hub id."""
+    question: Positional[str]
+    n: int = 1
+    """Completions."""
+    temperature: float = 1.0
+    max_completion_length: int = 512
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.actions import sample_model
+
+        sample_model(self.model, self.question, n=self.n, temperature=self.temperature, max_completion_length=self.max_completion_length)
+
+
+@dataclass(frozen=True)
+class Export(_Command):
+    """Write a run's model as an ordinary Hugging Face folder."""
+
+    model: Positional[str]
+    """A run's folder or a checkpoint."""
+    output: Path = Path("exported")
+    merge: bool = False
+    """Folds a LoRA adapter into its base."""
+    push_to_hub: str | None = None
+    """Uploads to this hub id as well."""
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.actions import export_model
+
+        export_model(self.model, output=self.output, merge=self.merge, push_to_hub=self.push_to_hub)
+
+
+@dataclass(frozen=True)
+class Pretrain(_Command):
+    """Train the testbed's base from scratch by a recipe of phases."""
+
+    recipe: Positional[str]
+    output_dir: str | None = None
+    """Where it goes instead of the recipe's own folder."""
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.actions import pretrain_base
+
+        pretrain_base(self.recipe, output_dir=self.output_dir)

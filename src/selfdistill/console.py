@@ -1,0 +1,108 @@
+"""What a person sees while a run goes: settings, bars with rates and time left, a few completions, the result. Quiet lines without a terminal."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import rich.console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from selfdistill.config import Settings
+from selfdistill.trainer import StepResult
+
+
+class Console:
+    """Prints to the terminal through rich."""
+
+    def __init__(self) -> None:
+        self.out = rich.console.Console(highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+
+    def begin(self, settings: Settings, method: Mapping[str, str], memory: Mapping[str, float]) -> None:
+        """The method's parts and what the run will need."""
+        self.out.print(f"[bold]{settings.method.name}[/] on {settings.task.name}, model {settings.model.path}, {settings.steps} steps of "
+                       f"{settings.prompts_per_step} x {settings.sampling.num_generations} rollouts")
+        for name in ("context", "teacher", "target", "divergence", "token_weight", "reduction"):
+            self.out.print(f"  {name:13s} {escape(method[name])}", style="dim")
+        total = sum(memory.values())
+        self.out.print(f"  estimated memory {total:.2f} GiB ({', '.join(f'{k} {v:.2f}' for k, v in memory.items())})", style="dim")
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        with self.out.status(text):
+            yield
+
+    def aligned(self, found: Mapping[str, float]) -> None:
+        self.out.print(
+            f"aligned: the student is {found['own_divergence']:.1e} nats from itself, sampler and trainer differ by {found['engine_gap']:.1e} nats a token"
+        )
+
+    @contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar over samples; yields the function that moves it to (done, total)."""
+        with self._bars() as progress:
+            task = progress.add_task(what, total=total, note="")
+            yield lambda done, _total: progress.update(task, completed=done)
+        if not self.out.is_terminal:
+            self.out.print(f"{what}: {total} samples")
+
+    @contextmanager
+    def training(self, steps: int, *, done: int) -> Iterator[Callable[[StepResult, bool], None]]:
+        """The bar of the run; yields the function that shows a step and, where asked, one of its completions."""
+        with self._bars() as progress:
+            task = progress.add_task("training", total=steps, completed=done, note="")
+
+            def show(result: StepResult, with_sample: bool) -> None:
+                m = result.metrics
+                note = f"reward {m['reward']:.3f}, loss {m['loss']:.4f}, taught {m['taught_share']:.0%}, {m['tokens_per_s']:,.0f} tokens/s"
+                progress.update(task, completed=result.step, note=note)
+                if with_sample:
+                    self.sample(result)
+                elif not self.out.is_terminal and result.step % 10 == 0:
+                    self.out.print(f"step {result.step}/{steps}: {note}")
+
+            yield show
+
+    def sample(self, result: StepResult) -> None:
+        """One completion of a step, with its question and reward."""
+        group = result.groups[0]
+        rollout = group.rollouts[0]
+        prompt = group.problem.prompt if isinstance(group.problem.prompt, str) else group.problem.prompt[-1]["content"]
+        self.out.print(f"step {result.step}, reward {rollout.reward}, gold {escape(group.problem.answer)}", style="bold")
+        self.out.print(f"  {escape(_short(prompt))}\n  {escape(_short(rollout.text))}", style="dim")
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """Base, trained and their difference."""
+        table = Table(title=f"{summary['method']}: {summary['num_problems']} held-out problems x {summary['num_samples']} samples")
+        for column in ("", f"avg@{summary['num_samples']}", "95 %", f"pass@{summary['num_samples']}", "truncated", "tokens"):
+            table.add_column(column, justify="right" if column else "left")
+        for who in ("base", "trained"):
+            f = summary[who]
+            cells = (f"{f['avg_at_k']:.1%}", _interval(f["ci95"]), f"{f['pass_at_k']:.1%}", f"{f['truncated']:.1%}", f"{f['mean_length']:.1f}")
+            table.add_row(who, *cells)
+        table.add_row("difference", f"{100 * summary['difference']:+.1f} points", _interval(summary["difference_ci95"], signed=True), "", "", "")
+        self.out.print(table)
+
+    def end(self, run: Path, settings: Settings) -> None:
+        """Where everything is, and what to try next."""
+        self.out.print(f"results    {run}/summary.json, {run}/metrics.jsonl, {run}/rollouts/")
+        self.out.print(f"picture    {run}/learning_curve.png")
+        self.out.print(f"model      {run}/checkpoints/step_{settings.steps:06d}")
+        other = "opsd" if settings.method.name != "opsd" else "hsd"
+        self.out.print(f"try next   selfdistill train quickstart --method {other} --output_dir runs/{other}; selfdistill describe {settings.method.name} --vs {other}")
+
+    def _bars(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=self.out, transient=not self.out.is_terminal)
+
+
+def _interval(pair: list[float], *, signed: bool = False) -> str:
+    return f"[{100 * pair[0]:{'+' if signed else ''}.1f}, {100 * pair[1]:{'+' if signed else ''}.1f}]"
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else text[:300] + " ..."

@@ -1,0 +1,148 @@
+"""The tiny base from scratch: settings in, an ordinary Hugging Face folder with its card out."""
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, get_scheduler
+
+from selfdistill.chat import Chat
+from selfdistill.tasks.arithmetic import Arithmetic
+from selfdistill.tasks.arithmetic.card import write_card
+from selfdistill.tasks.arithmetic.mixture import Example, Mixture
+from selfdistill.tasks.arithmetic.tokenizer import make_tokenizer
+
+
+class Phase(BaseModel):
+    """A stretch of training with one slip rate and one learning-rate schedule."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    steps: int
+    lr: float
+    """Peak; warm-up over the first tenth, then cosine to a tenth of it."""
+    slip_rate: float
+    mend_share: float = 0.5
+    masked_share: float = 0.5
+
+
+class PretrainSettings(BaseModel):
+    """A base for the arithmetic testbed: correct work first, then slips."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    output_dir: str
+    seed: int = 0
+    operations: int = 6
+    modulus: int = 31
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    layers: int = 4
+    heads: int = 6
+    max_length: int = 512
+    batch_size: int = 128
+    weight_decay: float = 0.05
+    phases: tuple[Phase, ...]
+    card_problems: int = 200
+
+
+def pretrain(settings: PretrainSettings) -> Path:
+    """Trains, saves and measures the base. Returns its folder."""
+    start = time.perf_counter()
+    torch.manual_seed(settings.seed)
+    task = Arithmetic(operations=settings.operations, modulus=settings.modulus)
+    tokenizer = make_tokenizer(settings.modulus)
+    model = Qwen3ForCausalLM._from_config(_architecture(settings, tokenizer), attn_implementation="eager")  # fastest at this width
+    rng = random.Random(settings.seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        for i, phase in enumerate(settings.phases):
+            _train(model, tokenizer, task, phase, settings=settings, rng=rng, progress=progress, name=f"phase {i + 1}")
+    folder = Path(settings.output_dir)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_card(folder, task, settings.model_dump(), problems=settings.card_problems, seconds=time.perf_counter() - start)
+    return folder
+
+
+def _architecture(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        head_dim=settings.hidden_size // settings.heads,
+        max_position_embeddings=settings.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _train(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Arithmetic,
+    phase: Phase,
+    *,
+    settings: PretrainSettings,
+    rng: random.Random,
+    progress: Progress,
+    name: str,
+) -> None:
+    """One phase of next-token training on completions."""
+    mixture = Mixture(task=task, slip_rate=phase.slip_rate, mend_share=phase.mend_share, masked_share=phase.masked_share)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=phase.steps // 10, num_training_steps=phase.steps)
+    encode = _Encoder(tokenizer)
+    bar, start, tokens = progress.add_task(name, total=phase.steps, status=""), time.perf_counter(), 0
+    model.train()
+    for _ in range(phase.steps):
+        batches = encode.batches([mixture.draw(rng) for _ in range(settings.batch_size)])
+        loss = sum(_loss(model, *batch) for batch in batches)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        tokens += sum(int((ids != tokenizer.pad_token_id).sum()) for ids, _, _ in batches)
+        progress.update(bar, advance=1, status=f"loss {loss:.3f}, {tokens / (time.perf_counter() - start):,.0f} tokens/s")
+
+
+def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor, share: float) -> float:
+    """Adds a micro-batch's gradient; its loss counts by its share of the batch's trained tokens."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss * share
+    loss.backward()
+    return float(loss.detach())
+
+
+class _Encoder:
+    """Examples to padded ids and labels; the end of sequence is trained, prompts are not."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.chat, self.vocabulary, self.tokenizer = Chat(tokenizer), tokenizer.get_vocab(), tokenizer
+
+    def batches(self, examples: Sequence[Example], parts: int = 4) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        """(ids, labels, share of the trained tokens) of micro-batches of like length, so that little is padded."""
+        rows = sorted((self._row(example) for example in examples), key=lambda row: len(row[0]))
+        total = sum(label != -100 for _, labels in rows for label in labels)
+        cut = [rows[len(rows) * i // parts : len(rows) * (i + 1) // parts] for i in range(parts)]
+        return [(*self._padded(part), sum(label != -100 for _, labels in part for label in labels) / total) for part in cut if part]
+
+    def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(len(ids) for ids, _ in rows)
+        ids = torch.tensor([r + [self.tokenizer.pad_token_id] * (width - len(r)) for r, _ in rows])
+        labels = torch.tensor([label + [-100] * (width - len(label)) for _, label in rows])
+        return ids, labels
+
+    def _row(self, example: Example) -> tuple[list[int], list[int]]:
+        prompt = self.chat.encode(example.messages)
+        words = [self.vocabulary[word] for word in example.words]
+        labels = [token if trained else -100 for token, trained in zip(words, example.trained, strict=True)]
+        end = self.tokenizer.eos_token_id
+        return prompt + words + [end], [-100] * len(prompt) + labels + [end]

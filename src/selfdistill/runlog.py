@@ -1,0 +1,116 @@
+"""What a run leaves behind as it goes: metrics.jsonl, rollouts by step, and the trackers that were asked for."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from selfdistill.contexts import student_messages
+from selfdistill.types import Group, TrainingSample
+
+ROLLOUT_SCHEMA = 1
+
+
+class Tracker(Protocol):
+    """One of the trackers people watch runs with."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """Appends a line a step to metrics.jsonl and hands the same numbers to the trackers.
+
+    On resume, lines after the checkpoint's step are dropped, so that no step stands there twice.
+    """
+
+    def __init__(self, run: Path, *, trackers: Sequence[str] = (), settings: Mapping[str, Any], resumed_at: int | None = None) -> None:
+        self.run = run
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "rollouts").mkdir(exist_ok=True)
+        path = run / "metrics.jsonl"
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at] if resumed_at is not None and path.exists() else []
+        self.file = path.open("w", buffering=1)
+        self.file.writelines(line + "\n" for line in kept)
+        self.trackers = [_tracker(name, run, settings) for name in trackers]
+
+    def log(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """One JSON object a line."""
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for tracker in self.trackers:
+            tracker.log(metrics, step)
+
+    def rollouts(self, groups: Sequence[Group], samples: Sequence[TrainingSample], *, step: int) -> None:
+        """All rollouts of a step with what their teachers read, written aside and renamed when whole."""
+        contexts: dict[int, list[dict[str, Any]]] = {}
+        for sample in samples:
+            if sample.views:
+                views = {role: {"messages": list(v.messages), "weights": v.weights} for role, v in sample.views.items()}
+                contexts.setdefault(id(sample.rollout), []).append(views)
+        path = self.run / "rollouts" / f"step_{step:06d}.jsonl"
+        partial = path.with_suffix(".partial")
+        with partial.open("w") as file:
+            for group in groups:
+                shared = {"problem_id": group.problem.id, "prompt": list(student_messages(group.problem)), "answer": group.problem.answer}
+                for rollout in group.rollouts:
+                    row = {"schema": ROLLOUT_SCHEMA, "step": step} | shared | asdict(rollout) | {"contexts": contexts.get(id(rollout), [])}
+                    file.write(json.dumps(row, default=str) + "\n")
+        os.replace(partial, path)
+
+    def close(self) -> None:
+        self.file.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def _tracker(name: str, run: Path, settings: Mapping[str, Any]) -> Tracker:
+    """Raises ValueError where the tracker's library is not installed."""
+    try:
+        return {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}[name](run, settings)
+    except ImportError as error:
+        raise ValueError(f"trackers = [{name!r}] needs a library that is not installed: pip install 'selfdistill[trackers]'") from error
+
+
+class _TensorBoard:
+    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run / "tensorboard"))
+        self.writer.add_text("settings", f"```json\n{json.dumps(settings, indent=2)}\n```")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Wandb:
+    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        self.run = wandb.init(project="selfdistill", name=run.name, dir=str(run), config=dict(settings))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class _Trackio:
+    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+        import trackio
+
+        self.trackio = trackio
+        trackio.init(project="selfdistill", name=run.name, config=dict(settings))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.trackio.log({"step": step, **metrics})
+
+    def close(self) -> None:
+        self.trackio.finish()

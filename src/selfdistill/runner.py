@@ -1,0 +1,153 @@
+"""A run as the command line knows it: a folder that training fills, evaluation closes and `--resume` continues."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfdistill import checkpoint
+from selfdistill.api import Assembled, assemble, make_eval_sampler
+from selfdistill.config import Settings, read_settings, save_settings
+from selfdistill.console import Console
+from selfdistill.evaluate import Evaluation, evaluate
+from selfdistill.memory import estimate, explain_out_of_memory
+from selfdistill.method import describe
+from selfdistill.plots import learning_curve
+from selfdistill.preflight import check_alignment
+from selfdistill.runlog import RunLog
+from selfdistill.summary import summarize
+from selfdistill.teachers import weights_hash
+from selfdistill.trainer import StepResult
+from selfdistill.types import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run writes, and whether it goes on from its last checkpoint."""
+
+    folder: Path
+    resumed: Path | None
+
+    @classmethod
+    def open(cls, settings: Settings, *, resume: bool) -> "Run":
+        """Raises ValueError where a new run would write over an old one, or where there is nothing to resume."""
+        folder = Path(settings.output_dir)
+        if resume:
+            return cls(folder=folder, resumed=checkpoint.latest(folder))
+        if (folder / "settings.json").exists():
+            raise ValueError(f"{folder} already holds a run; continue it with --resume, or choose another --output_dir")
+        return cls(folder=folder, resumed=None)
+
+
+def execute(settings: Settings, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Trains, evaluates and writes everything a run leaves behind. Returns the run's folder."""
+    console = console or Console()
+    run = Run.open(settings, resume=resume)
+    settings = _same_run(settings, run) if run.resumed else settings
+    parts = assemble(settings)
+    console.begin(settings, describe(parts.method), estimate(parts.policy, parts.method, settings))
+    held_out = list(parts.problems("test"))[: settings.eval.num_problems] if settings.eval.every or settings.eval.at_end else []
+    with explain_out_of_memory(settings):
+        if not run.resumed:
+            _preflight(parts, console)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            save_settings(settings, run.folder / "settings.json")
+        start = time.perf_counter()
+        base = _measure(parts, held_out, run.folder / "evaluations" / "step_000000.json", console, "base") if held_out else None
+        evaluating = time.perf_counter() - start
+        if run.resumed:
+            checkpoint.restore(parts.trainer, run.resumed)
+        seconds = _train(parts, run, held_out, console)
+        start = time.perf_counter()
+        last = parts.trainer.steps_done
+        trained = _measure(parts, held_out, run.folder / "evaluations" / f"step_{last:06d}.json", console, "trained") if settings.eval.at_end else None
+        evaluating += time.perf_counter() - start
+    learning_curve(run.folder)
+    if base and trained:
+        summary = summarize(settings, base, trained, seconds={"train": seconds, "eval": evaluating}, path=run.folder / "summary.json")
+        console.summary(summary)
+    console.end(run.folder, settings)
+    return run.folder
+
+
+def _same_run(settings: Settings, run: Run) -> Settings:
+    """A resumed run keeps its own settings; only its length and what it prints may change. Raises ValueError otherwise."""
+    own = read_settings(run.folder / "settings.json")
+    free = {"steps", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints", "eval", "output_dir"}
+    changed = [k for k, v in settings.model_dump().items() if k not in free and v != own.model_dump()[k]]
+    if changed:
+        raise ValueError(f"--resume continues {run.folder} with its own settings, but {', '.join(changed)} differ; leave them out or start a new --output_dir")
+    return settings
+
+
+def _preflight(parts: Assembled, console: Console) -> None:
+    """The alignment proof on real rollouts, before anything is written; the random state is as before it."""
+    state = checkpoint.random_state()
+    with console.status("checking that student and teacher read the same tokens"):
+        problems = list(parts.problems("train"))[:2]
+        groups = parts.sampler.sample(problems, min(2, parts.settings.sampling.num_generations))
+        parts.trainer.grade(groups)
+        found = check_alignment(parts.policy, parts.method, groups)
+    checkpoint.restore_random_state(state)
+    console.aligned(found)
+
+
+def _measure(parts: Assembled, problems: Sequence[Problem], path: Path, console: Console, what: str) -> Evaluation:
+    """One evaluation, kept on disk and never repeated for the same step; training's random state is untouched."""
+    if path.exists():
+        return Evaluation.from_json(json.loads(path.read_text()))
+    state = checkpoint.random_state()
+    settings = parts.settings
+    with console.bar(f"evaluating {what}", len(problems) * settings.eval.num_samples) as advance:
+        sampler = make_eval_sampler(parts.policy, settings, on_progress=advance)
+        checkpoint.seed_all(settings.seed)
+        result = evaluate(sampler, parts.task, problems, num_samples=settings.eval.num_samples, reward=parts.reward)
+    checkpoint.restore_random_state(state)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result.to_json() | {"weights": weights_hash(parts.policy)}) + "\n")
+    os.replace(partial, path)
+    return result
+
+
+def _train(parts: Assembled, run: Run, held_out: Sequence[Problem], console: Console) -> float:
+    """The loop around the steps: metrics, rollouts, samples, evaluations, checkpoints. Returns its seconds, evaluations left out."""
+    settings, trainer = parts.settings, parts.trainer
+    log = RunLog(run.folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=trainer.steps_done if run.resumed else None)
+    seconds = 0.0
+    try:
+        with console.training(settings.steps, done=trainer.steps_done) as show:
+            start = time.perf_counter()
+            for result in trainer:
+                metrics = dict(result.metrics) | {f"seconds_{phase}": s for phase, s in result.seconds.items()}
+                log.rollouts(result.groups, result.samples, step=result.step)
+                seconds += time.perf_counter() - start
+                if settings.eval.every and result.step % settings.eval.every == 0:
+                    path = run.folder / "evaluations" / f"step_{result.step:06d}.json"
+                    metrics |= _eval_metrics(_measure(parts, held_out, path, console, f"step {result.step}"))
+                start = time.perf_counter()
+                log.log(metrics, step=result.step)
+                show(result, _shown(result, settings))
+                if _due(result.step, settings):
+                    checkpoint.save(trainer, run.folder, keep=settings.keep_checkpoints)
+            seconds += time.perf_counter() - start
+    finally:
+        log.close()
+    return seconds
+
+
+def _due(step: int, settings: Settings) -> bool:
+    return step == settings.steps or bool(settings.checkpoint_every and step % settings.checkpoint_every == 0)
+
+
+def _shown(result: StepResult, settings: Settings) -> bool:
+    return bool(settings.log_samples_every) and (result.step == 1 or result.step % settings.log_samples_every == 0)
+
+
+def _eval_metrics(evaluation: Evaluation) -> dict[str, Any]:
+    low, high = evaluation.ci95
+    figures = {"avg_at_k": evaluation.avg_at_k, "pass_at_k": evaluation.pass_at_k, "ci95_low": low, "ci95_high": high}
+    return {f"eval_{name}": value for name, value in figures.items()} | {"eval_truncated": evaluation.truncated, "eval_mean_length": evaluation.mean_length}

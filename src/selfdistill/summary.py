@@ -1,0 +1,50 @@
+"""The result of a run as one small file: base and trained model on the same held-out problems, and what it took."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfdistill.config import Settings
+from selfdistill.evaluate import Evaluation, compare
+
+
+def summarize(settings: Settings, base: Evaluation, trained: Evaluation, *, seconds: Mapping[str, float], path: Path) -> dict[str, Any]:
+    """Writes summary.json whole or not at all, and returns it. Seconds of the installation come from SELFDISTILL_INSTALL_SECONDS."""
+    comparison = compare(base, trained)
+    install = os.environ.get("SELFDISTILL_INSTALL_SECONDS")
+    summary = {
+        "method": settings.method.name,
+        "task": settings.task.name,
+        "num_problems": len(base.scores),
+        "num_samples": len(base.scores[0]),
+        "base": _figures(base),
+        "trained": _figures(trained),
+        "difference": round(comparison.difference, 4),
+        "difference_ci95": _rounded(comparison.difference_ci95),
+        "seconds": {"install": float(install) if install else None} | {name: round(value, 1) for name, value in seconds.items()},
+        "rescued": comparison.rescued,
+        "broken": comparison.broken,
+        "truncated_difference_ci95": _rounded(comparison.truncated_difference_ci95),
+        "settings": settings.model_dump(),
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(partial, path)
+    return summary
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "avg_at_k": round(evaluation.avg_at_k, 4),
+        "pass_at_k": round(evaluation.pass_at_k, 4),
+        "maj_at_k": round(evaluation.maj_at_k, 4),
+        "ci95": _rounded(evaluation.ci95),
+        "truncated": round(evaluation.truncated, 4),
+        "mean_length": round(evaluation.mean_length, 2),
+    }
+
+
+def _rounded(pair: tuple[float, float]) -> list[float]:
+    return [round(value, 4) for value in pair]

@@ -1,0 +1,133 @@
+"""The built-in testbed: arithmetic chains with worked steps, an exact step checker and every kind of privileged text."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Literal
+
+from selfdistill.tasks.arithmetic.checker import Verdict, final_answer, first_wrong, judge
+from selfdistill.tasks.arithmetic.programs import (
+    Program,
+    canonical_hash,
+    parse_question,
+    question,
+    random_order,
+    random_program,
+    work,
+    written,
+)
+from selfdistill.templates import read_templates
+from selfdistill.types import Problem
+
+Split = Literal["train", "test"]
+TEST_SHARE = 10
+"""One canonical problem in ten is held out, whatever the sizes and seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Problems `a = 3 + 7 ; b = a * 5 ; b ?` modulo a prime, worked line by line, answered tersely."""
+
+    operations: int = 6
+    modulus: int = 31
+    operators: str = "+-*"
+    num_train: int = 4000
+    num_test: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.operations <= 20 or not 5 <= self.modulus <= 100:
+            raise ValueError(f"operations = {self.operations} must lie in 2..20 and modulus = {self.modulus} in 5..100")
+
+    @cached_property
+    def templates(self) -> Mapping[str, str]:
+        """The words around privileged text, in the tiny base's own vocabulary."""
+        return read_templates(files("selfdistill") / "assets" / "templates" / "arithmetic.toml")
+
+    def problems(self, split: Split) -> list[Problem]:
+        """The split's problems; no canonical problem is in both."""
+        rng = random.Random(f"{self.seed}/{split}")
+        found: dict[int, Problem] = {}
+        while len(found) < (self.num_train if split == "train" else self.num_test):
+            program = self.draw(rng, split)
+            found.setdefault(canonical_hash(program), self.problem(program, rng))
+        return list(found.values())
+
+    def draw(self, rng: random.Random, split: Split) -> Program:
+        """A program that belongs to the split."""
+        while True:
+            program = random_program(rng, operations=self.operations, operators=self.operators, modulus=self.modulus)
+            if (canonical_hash(program) % TEST_SHARE == 0) == (split == "test"):
+                return program
+
+    def problem(self, program: Program, rng: random.Random) -> Problem:
+        """A program as a problem with all its privileged texts."""
+        solution, demonstration = self.solution(program, rng), self.solution(program, rng)
+        operator = rng.choice([step.op for step in program])
+        return Problem(
+            prompt=question(program),
+            answer=str(final_answer(solution)),
+            solution=solution,
+            id=f"arithmetic-{canonical_hash(program):016x}",
+            columns={
+                "demonstration": demonstration,
+                "rubric": self.rubric(program, rng),
+                "skill": f"check {operator}",
+                "mistake": f"careless {rng.choice([o for o in self.operators if o != operator] or [operator])}",
+                "shards": tuple(f"{step} ;" for step in program) + (f"{program[-1].name} ?",),
+            },
+            templates=self.templates,
+        )
+
+    def solution(self, program: Program, rng: random.Random) -> str:
+        """One correct working, in a random valid order."""
+        return written(work(random_order(program, rng), modulus=self.modulus), asked=program[-1].name)
+
+    def rubric(self, program: Program, rng: random.Random) -> str:
+        """Half of the intermediate values a good working shows."""
+        lines = work(program, modulus=self.modulus)
+        shown = sorted(rng.sample(range(len(lines)), max(len(lines) // 2, 1)))
+        return " ; ".join(f"{lines[i].name} {lines[i].result}" for i in shown)
+
+    def verify(self, problem: Problem, completion: str) -> float:
+        """1 where the completion ends in `answer` and the right number."""
+        return float(final_answer(completion) == int(problem.answer))
+
+    def judge(self, problem: Problem, completion: str) -> list[Verdict]:
+        """A verdict on every step of a completion and on its answer."""
+        assert isinstance(problem.prompt, str)
+        return judge(parse_question(problem.prompt), completion, modulus=self.modulus)
+
+    def first_wrong_step(self, problem: Problem, completion: str) -> int | None:
+        """Index of the first step that does not hold given what was written before it; None where all hold."""
+        return first_wrong(self.judge(problem, completion))
+
+    def critique(self, problem: Problem, completion: str) -> str:
+        """The completion word for word up to its first error, that step mended, and on from there correctly."""
+        verdicts = self.judge(problem, completion)
+        if (wrong := first_wrong(verdicts)) is None:
+            return completion
+        assert isinstance(problem.prompt, str)
+        program = parse_question(problem.prompt)
+        steps = {step.name: step for step in program}
+        kept = [v.line.name for v in verdicts[:wrong] if v.line]
+        mended = verdicts[wrong].line
+        # the wrong step comes next where it is a step whose operands are known by then
+        order = [steps[n] for n in kept] + ([steps[mended.name]] if mended and self._ready(steps, kept, mended.name) else [])
+        rest = [step for step in random_order(program, random.Random(completion)) if step not in order]
+        return written(work([*order, *rest], modulus=self.modulus), asked=program[-1].name)
+
+    def feedback(self, problem: Problem, completion: str) -> str:
+        """What an environment would say: the name of the first wrong step, or that the answer is missing."""
+        verdicts = self.judge(problem, completion)
+        wrong = first_wrong(verdicts)
+        if wrong is None:
+            return "right"
+        line = verdicts[wrong].line
+        return f"wrong {line.name}" if line else "wrong answer"
+
+    def _ready(self, steps: Mapping, known: list[str], name: str) -> bool:
+        step = steps.get(name)
+        return step is not None and name not in known and all(not isinstance(o, str) or o in known for o in (step.left, step.right))

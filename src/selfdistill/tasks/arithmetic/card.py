@@ -1,0 +1,145 @@
+"""The tiny base measured on held-out problems, written as its model card."""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import mannwhitneyu
+
+from selfdistill.contexts import Privileged, Solution
+from selfdistill.divergences import ForwardKL
+from selfdistill.loading import load_policy
+from selfdistill.method import Method
+from selfdistill.packing import pack
+from selfdistill.reading import read, start_readers
+from selfdistill.samples import training_samples
+from selfdistill.sampling.transformers import TransformersSampler
+from selfdistill.tasks.arithmetic import Arithmetic
+from selfdistill.tasks.arithmetic.checker import judge
+from selfdistill.tasks.arithmetic.programs import parse_question
+from selfdistill.teachers import Frozen
+from selfdistill.types import Group, Problem
+
+SAMPLES = 8
+
+
+def write_card(folder: Path, task: Arithmetic, settings: Mapping[str, Any], *, problems: int, seconds: float) -> dict[str, Any]:
+    """Measures the base in `folder` and writes README.md and card.json beside it. Returns the figures."""
+    policy = load_policy(str(folder))
+    sampler = TransformersSampler(policy=policy, max_completion_length=112)
+    held_out = replace(task, num_test=problems).problems("test")
+    free = sampler.sample(held_out, SAMPLES)
+    scores = [[task.verify(g.problem, r.text) for r in g.rollouts] for g in free]
+    figures: dict[str, Any] = {
+        "seed": settings["seed"],
+        "training_seconds": round(seconds),
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "problems": problems,
+        "avg_at_8": _mean([_mean(s) for s in scores]),
+        "pass_at_8": _mean([max(s) for s in scores]),
+        "mean_length": _mean([len(r.completion_ids) for g in free for r in g.rollouts]),
+        "truncated": _mean([r.truncated for g in free for r in g.rollouts]),
+        "accuracy": {kind: _accuracy(sampler, task, kind, held_out) for kind in (*task.templates, "foreign_peer", "sharded")},
+        "slip_auroc": _slip_auroc(policy, task, free),
+    }
+    (folder / "card.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (folder / "README.md").write_text(_text(figures, settings))
+    return figures
+
+
+def _accuracy(sampler: TransformersSampler, task: Arithmetic, kind: str, problems: list[Problem]) -> float:
+    """Share of right answers of one sample a problem under a kind of context."""
+    rng = random.Random(0)
+    shown = [_under(task, kind, p, problems[(i + 1) % len(problems)], rng) for i, p in enumerate(problems)]
+    groups = sampler.sample(shown, 1)
+    return _mean([task.verify(g.problem, g.rollouts[0].text) for g in groups])
+
+
+def _under(task: Arithmetic, kind: str, problem: Problem, other: Problem, rng: random.Random) -> Problem:
+    """A problem whose prompt already carries the context."""
+    assert isinstance(problem.prompt, str)
+    program = parse_question(problem.prompt)
+    if kind == "sharded":
+        lines = [f"{v.text} ;" for v in judge(program, task.solution(program, rng), modulus=task.modulus)[:-1]]
+        by_name = {line.split()[0]: line for line in lines}
+        turns = [({"role": "user", "content": f"{s} ;"}, {"role": "assistant", "content": by_name[s.name]}) for s in program]
+        return replace(problem, prompt=(*(m for turn in turns for m in turn), {"role": "user", "content": f"{program[-1].name} ?"}), templates={})
+    peer = other.solution if kind == "foreign_peer" else task.solution(program, rng)
+    fields = {k: str(problem.columns[k]) for k in ("demonstration", "rubric", "skill", "mistake")}
+    fields |= {"answer": problem.answer, "solution": problem.solution, "peer": peer, "critique": peer, "feedback": f"wrong {program[0].name}"}
+    text = task.templates["peer" if kind == "foreign_peer" else kind].format(problem=problem.prompt, instruction="", **fields)
+    return replace(problem, prompt=text, templates={})
+
+
+def _slip_auroc(policy: Any, task: Arithmetic, groups: list[Group]) -> float:
+    """How well minus the log-ratio under the solution ranks a slipped result above every other token of rollouts with a slip."""
+    method = Method(context=Privileged((Solution(),)), teacher=Frozen(), divergence=ForwardKL())
+    slipped: list[float] = []
+    others: list[float] = []
+    chosen = [Group(problem=g.problem, rollouts=[r for r in g.rollouts if task.first_wrong_step(g.problem, r.text) is not None][:2]) for g in groups]
+    for rollout in (r for g in chosen for r in g.rollouts):
+        rollout.reward = 0.0
+    for batch in pack(training_samples(chosen, method, encode=policy.chat.encode), 20_000):
+        signals = read(policy, start_readers(method, policy), method, batch)
+        rollouts_by_sample = _sample_texts(policy, batch)
+        for sample, text in enumerate(rollouts_by_sample):
+            ratio = signals.log_ratio[batch.sample == sample].tolist()
+            wrong = _slip_positions(task, chosen, text)
+            slipped += [-x for t, x in enumerate(ratio) if t in wrong]
+            others += [-x for t, x in enumerate(ratio) if t not in wrong]
+    return float(mannwhitneyu(slipped, others).statistic / (len(slipped) * len(others)))
+
+
+def _sample_texts(policy: Any, batch: Any) -> list[str]:
+    return [policy.chat.decode(batch.token[batch.sample == s].tolist()) for s in range(len(batch.length))]
+
+
+def _slip_positions(task: Arithmetic, groups: list[Group], text: str) -> set[int]:
+    """Token positions of results that do not follow from their own line."""
+    problem = next(g.problem for g in groups if any(r.text == text for r in g.rollouts))
+    positions, at = set(), 0
+    for verdict in task.judge(problem, text)[:-1]:
+        length = len(verdict.text.split())
+        if verdict.line and not verdict.holds:
+            positions.add(at + length - 1)
+        at += length + 1
+    return positions
+
+
+def _mean(values: list) -> float:
+    return round(sum(values) / max(len(values), 1), 4)
+
+
+def _text(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {kind} | {accuracy:.1%} |" for kind, accuracy in figures["accuracy"].items())
+    return f"""---
+license: apache-2.0
+library_name: transformers
+---
+# tiny: the base of the arithmetic testbed
+
+A Qwen3-architecture model of {figures["parameters"]:,} parameters with a tokenizer of its own (one token a word, chat template), trained from
+scratch by `selfdistill pretrain tiny_base` (seed {figures["seed"]}, {figures["training_seconds"]} s) on chains of {settings["operations"]} operations modulo {settings["modulus"]}.
+It knows the facts but errs: without context each step slips at the rate it was taught.
+
+Measured on {figures["problems"]} held-out problems at temperature 1:
+
+| | |
+|---|---|
+| avg@8 without context | {figures["avg_at_8"]:.1%} |
+| pass@8 without context | {figures["pass_at_8"]:.1%} |
+| mean length, tokens | {figures["mean_length"]:.1f} |
+| truncated | {figures["truncated"]:.1%} |
+| AUROC of the slipped token under the solution | {figures["slip_auroc"]:.3f} |
+
+Accuracy of one sample a problem by what the prompt also shows (`foreign_peer`: a peer of another problem):
+
+| context | accuracy |
+|---|---|
+{rows}
+
+Settings: `{json.dumps(dict(settings), default=str)}`
+"""

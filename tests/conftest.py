@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("selfdistill", "beartype.beartype")
+install_import_hook("selfdistill", "checking.typecheck")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -8,21 +8,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from selfdistill.imports import nearest
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Table(BaseModel):
+    """A part of the settings; the line under each key is what `--help` shows."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
+
+
+class Section(Table):
+    """A table whose keys are all known."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class LoraSettings(Section):
     """peft's LoRA on the student."""
 
-    r: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=16, ge=1)
+    """Rank of the factors."""
+    alpha: int = Field(default=32, ge=1)
+    """Their product counts alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Above 0, a live teacher reads another function than the student computes."""
     target_modules: str | tuple[str, ...] = "all-linear"
+    """Which linear layers, by peft's rules."""
 
 
 class ModelSettings(Section):
@@ -33,31 +46,37 @@ class ModelSettings(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What matrix products run in. bfloat16 without LoRA keeps fp32 weights."""
     device: str = "auto"
+    """"cpu", "cuda", "cuda:1"; auto: an accelerator where there is one."""
     attention: str = "auto"
-    """transformers' `attn_implementation`."""
+    """transformers' `attn_implementation`: "sdpa", "flex_attention", "eager", ..."""
     layout: Literal["auto", "rows", "packed"] = "auto"
+    """Padded rows, or one row end to end under a block mask; auto: packed where the attention derives that mask."""
     gradient_checkpointing: bool = False
+    """Recomputes each layer in backward instead of keeping it."""
     lora: LoraSettings | None = None
+    """Trains an adapter; None: all weights."""
     teacher_offload: bool = False
     """Keeps a copied teacher on the CPU between its passes."""
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(Table):
     """The method's name, or `package.module:name`, and arguments of its function."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
     name: str = "hsd"
+    """One of `selfdistill methods`, a wrapped one like "grpo_plus(hsd)", or `package.module:name`."""
 
     @property
     def arguments(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
 
 
-class TaskSettings(BaseModel):
+class TaskSettings(Table):
     """What is trained on: "arithmetic", "reasoning_gym:<generator>", a file, a hub id, or `package.module:name`; other keys are its knobs."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
     name: str = "arithmetic"
+    """"arithmetic", "reasoning_gym:chain_sum", a .jsonl, .json, .parquet or .csv file, a hub id, or `package.module:name`."""
     templates: str | None = None
     """A TOML file with your own words around privileged text."""
 
@@ -69,40 +88,60 @@ class TaskSettings(BaseModel):
 class SamplingSettings(Section):
     """How the student writes its rollouts."""
 
-    num_generations: int = Field(8, ge=1)
+    num_generations: int = Field(default=8, ge=1)
     """Rollouts a prompt."""
-    max_completion_length: int = Field(1024, ge=1)
-    max_prompt_length: int | None = None
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    batch_size: int = Field(256, ge=1)
+    max_completion_length: int = Field(default=1024, ge=1)
+    """Tokens of a completion; a longer one counts as truncated."""
+    max_prompt_length: int | None = Field(default=None, ge=1)
+    """A longer prompt is an error; None: only the model's own limit."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits before sampling."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Samples among the likeliest tokens that make up this much probability."""
+    top_k: int = Field(default=0, ge=0)
+    """Samples among that many likeliest tokens; 0: all."""
+    batch_size: int = Field(default=256, ge=1)
     """Rollouts written at once."""
     thinking: bool | None = None
     """The student's chat-template flag."""
 
 
 class OptimizerSettings(Section):
+    """How the gradient moves the weights."""
+
     name: str = "adamw"
     """"adamw", or an optimizer class as `package.module:name`."""
-    lr: float = Field(1e-6, ge=0)
+    lr: float = Field(default=1e-6, ge=0)
+    """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = 1.0
+    """AdamW's decay rates of both moments."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Scales a longer gradient down to this norm; 0: never."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    warmup_steps: int = Field(0, ge=0)
+    """Of the learning rate over the run's updates."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Updates over which the learning rate rises from 0."""
 
 
 class EvalSettings(Section):
-    every: int = Field(0, ge=0)
+    """How base and trained model are measured on held-out problems."""
+
+    every: int = Field(default=0, ge=0)
     """Evaluates each that many steps; 0: never on the way."""
     at_end: bool = True
     """Compares base and trained model when the run ends."""
-    num_problems: int = Field(200, ge=1)
-    num_samples: int = Field(8, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(512, ge=1)
+    num_problems: int = Field(default=200, ge=1)
+    """The first that many of the test split."""
+    num_samples: int = Field(default=8, ge=1)
+    """The k of avg@k and pass@k."""
+    temperature: float = Field(default=1.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """As in sampling."""
+    batch_size: int = Field(default=512, ge=1)
+    """Completions written at once."""
 
 
 class Settings(Section):
@@ -116,29 +155,37 @@ class Settings(Section):
     sampling: SamplingSettings = SamplingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     eval: EvalSettings = EvalSettings()
-    steps: int = Field(100, ge=1)
-    prompts_per_step: int = Field(16, ge=1)
-    updates_per_step: int = Field(1, ge=1)
+    steps: int = Field(default=100, ge=1)
+    """Rounds of sampling and learning."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Problems a step; each gets sampling.num_generations rollouts."""
+    updates_per_step: int = Field(default=1, ge=1)
     """Optimizer steps on the same rollouts; later ones clip against the first."""
-    tokens_per_batch: int = Field(16384, ge=1)
+    tokens_per_batch: int = Field(default=16384, ge=1)
     """Tokens of a micro-batch over all views, padding included: the memory knob."""
     seed: int = 0
+    """Of sampling, the order of problems and everything else that is random."""
     output_dir: str = "runs/run"
-    checkpoint_every: int = Field(0, ge=0)
-    """0: only at the end."""
-    keep_checkpoints: int = Field(2, ge=1)
+    """The run's folder; it must not hold a run already."""
+    checkpoint_every: int = Field(default=0, ge=0)
+    """Writes a checkpoint each that many steps; 0: only at the end."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest that many stay."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    log_samples_every: int = Field(10, ge=0)
+    """Where metrics go besides metrics.jsonl; one name or a list."""
+    log_samples_every: int = Field(default=10, ge=0)
     """Prints a completion each that many steps; 0: never."""
 
     @model_validator(mode="before")
     @classmethod
     def _names(cls, data: Any) -> Any:
-        """`method = "hsd"` and `task = "arithmetic"` stand for their tables."""
+        """A name alone stands for its table (method, task), its path (model) or its list (trackers)."""
         if isinstance(data, dict):
             data = {k: {"name": v} if k in ("method", "task") and isinstance(v, str) else v for k, v in data.items()}
             if isinstance(data.get("model"), str):
                 data["model"] = {"path": data["model"]}
+            if isinstance(data.get("trackers"), str):
+                data["trackers"] = (data["trackers"],)
         return data
 
 
@@ -150,8 +197,9 @@ def load_settings(recipe: str, overrides: Mapping[str, Any] | None = None) -> Se
 def make_settings(data: Mapping[str, Any], overrides: Mapping[str, Any], *, origin: str = "settings") -> Settings:
     """Plain data and dotted overrides as Settings."""
     merged = json.loads(json.dumps(data))
-    for key, value in overrides.items():
-        _put(merged, key.split("."), value)
+    # `--method hsd` replaces the table that `--method.teacher ...` adds to, whichever was written first
+    for key in sorted(overrides, key=lambda key: key.count(".")):
+        _put(merged, key.split("."), overrides[key])
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
@@ -161,10 +209,10 @@ def make_settings(data: Mapping[str, Any], overrides: Mapping[str, Any], *, orig
 def read_recipe(recipe: str) -> dict[str, Any]:
     """The TOML of a path, else of the shipped recipe of that name. Raises ValueError where there is neither."""
     path = Path(recipe)
-    if not path.suffix == ".toml" and not path.exists():
+    if path.suffix != ".toml" and not path.is_file():
         shipped = {p.name.removesuffix(".toml"): p for p in (files("selfdistill") / "assets" / "recipes").iterdir() if p.name.endswith(".toml")}
         if recipe not in shipped:
-            raise ValueError(f"there is no recipe {recipe!r}{nearest(recipe, shipped)}; give a .toml file or one of {', '.join(sorted(shipped))}")
+            raise ValueError(f"there is no recipe {recipe!r}; give a .toml file or one of {', '.join(sorted(shipped))}{nearest(recipe, shipped)}")
         return tomllib.loads(shipped[recipe].read_text())
     try:
         return tomllib.loads(path.read_text())
@@ -179,9 +227,19 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        known = _fields(model, first["loc"][:-1])
-        return f"there is no key {where!r}{nearest(str(first['loc'][-1]), known)}; known here: {', '.join(sorted(known))}"
+        return f"there is no key {where!r}{_suggestion(where, model)}"
     return f"{where or 'settings'} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def keys(model: type[BaseModel] = Settings) -> dict[str, FieldInfo]:
+    """Every setting by its dotted name, sections opened."""
+    found: dict[str, FieldInfo] = {}
+    for name, info in model.model_fields.items():
+        section = _section(info)
+        inner = keys(section) if section else {}
+        # a section that may be None is a setting as well as a table
+        found |= ({} if section and info.default is not None else {name: info}) | {f"{name}.{key}": i for key, i in inner.items()}
+    return found
 
 
 def save_settings(settings: Settings, path: Path) -> None:
@@ -210,10 +268,20 @@ def _put(data: dict[str, Any], keys: list[str], value: Any) -> None:
     _put(data[head], rest, value)
 
 
-def _fields(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """The keys known at a place in the settings."""
-    for key in path:
-        found = model.model_fields.get(str(key))
-        options = [found.annotation, *getattr(found.annotation, "__args__", ())] if found else []
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
-    return list(model.model_fields)
+def _suggestion(where: str, model: type[BaseModel]) -> str:
+    """The nearest known key by its dotted name, else by its last part in whatever section, else all keys of that section."""
+    known = list(keys(model))
+    section, _, last = where.rpartition(".")
+    if close := nearest(where, known):
+        return close
+    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
+    if elsewhere:
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    here = [key for key in known if key.rpartition(".")[0] == section]
+    return f"; known here: {', '.join(sorted(here))}"
+
+
+def _section(info: FieldInfo) -> type[BaseModel] | None:
+    """The table a field holds, if it holds one."""
+    options = (info.annotation, *getattr(info.annotation, "__args__", ()))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

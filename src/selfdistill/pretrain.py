@@ -35,14 +35,14 @@ class PretrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     output_dir: str
     seed: int = 0
-    operations: int = 6
-    modulus: int = 31
+    operations: int = 5
+    modulus: int = 23
     hidden_size: int = 192
     intermediate_size: int = 512
     layers: int = 4
     heads: int = 6
     max_length: int = 512
-    batch_size: int = 128
+    batch_size: int = 64
     weight_decay: float = 0.05
     phases: tuple[Phase, ...]
     card_problems: int = 200
@@ -102,7 +102,7 @@ def _train(
     encode = _Encoder(tokenizer)
     bar, start, tokens = progress.add_task(name, total=phase.steps, status=""), time.perf_counter(), 0
     model.train()
-    for _ in range(phase.steps):
+    for step in range(1, phase.steps + 1):
         batches = encode.batches([mixture.draw(rng) for _ in range(settings.batch_size)])
         loss = sum(_loss(model, *batch) for batch in batches)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -110,7 +110,10 @@ def _train(
         schedule.step()
         optimizer.zero_grad()
         tokens += sum(int((ids != tokenizer.pad_token_id).sum()) for ids, _, _ in batches)
-        progress.update(bar, advance=1, status=f"loss {loss:.3f}, {tokens / (time.perf_counter() - start):,.0f} tokens/s")
+        status = f"loss {loss:.3f}, {tokens / (time.perf_counter() - start):,.0f} tokens/s"
+        progress.update(bar, advance=1, status=status)
+        if step % 100 == 0 and not progress.console.is_terminal:
+            print(f"{name}: step {step}/{phase.steps}, {status}", flush=True)
 
 
 def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor, share: float) -> float:

@@ -2,12 +2,15 @@
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
 
 from selfdistill.cli import commands as c
 from selfdistill.cli.overrides import parse_overrides
+from selfdistill.errors import sentence
 
 Command = (
     Annotated[c.Train, tyro.conf.subcommand("train")]
@@ -19,13 +22,20 @@ Command = (
     | Annotated[c.Export, tyro.conf.subcommand("export")]
     | Annotated[c.Pretrain, tyro.conf.subcommand("pretrain")]
 )
-DESCRIPTION = "On-policy self-distillation of language-model reasoning. Start with: selfdistill train quickstart"
+TAKES_SETTINGS = ("train", "eval", "preview")
+DESCRIPTION = (
+    "On-policy self-distillation of language-model reasoning. Start with: selfdistill train quickstart. "
+    "SELFDISTILL_TRACEBACK=1 in the environment shows where an error came from."
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command and leaves with its exit code: 0, 2 for bad input, 130 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    command, rest = tyro.cli(Command, prog="selfdistill", description=DESCRIPTION, args=arguments, return_unknown_args=True)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+    overrides: dict[str, Any] = {}
     try:
         overrides = parse_overrides(rest)
         if overrides and not command.takes_settings:
@@ -34,17 +44,21 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"\ninterrupted{command.where(overrides)}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except Exception as error:
         # with SELFDISTILL_TRACEBACK set, the place the sentence came from
-        if os.environ.get("SELFDISTILL_TRACEBACK"):
+        if os.environ.get("SELFDISTILL_TRACEBACK") or (said := sentence(error)) is None:
             raise
-        print(f"selfdistill: {_sentence(error)}", file=sys.stderr)
+        print(f"selfdistill: {said}", file=sys.stderr)
         sys.exit(2)
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        path = f" {error.filename}" if error.filename else ""
-        hint = "; free some space or choose another --output_dir" if error.errno == 28 else ""
-        return f"{error.strerror}:{path}{hint}" if path else error.strerror + hint
-    return " ".join(str(error).split())
+def _parse(arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command and the `--key value` pairs it does not know itself; help of a command that takes settings lists them."""
+    try:
+        return tyro.cli(Command, prog="selfdistill", description=DESCRIPTION, args=arguments, return_unknown_args=True)
+    except SystemExit:
+        if {"-h", "--help"} & set(arguments) and arguments[0] in TAKES_SETTINGS:
+            from selfdistill.cli.reference import print_settings
+
+            print_settings(Console(highlight=False))
+        raise

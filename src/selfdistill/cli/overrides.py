@@ -6,7 +6,7 @@ from typing import Any
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """--steps 5 --method.teacher "EMA(0.05)" --model.gradient_checkpointing -> values. A key without a value is true.
+    """--steps 5 --method.teacher "EMA(0.05)" --model.gradient_checkpointing -> values. A key without a value is true; none is no value.
 
     Raises ValueError on anything that is not a key or a key's value.
     """
@@ -24,6 +24,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    if text.lower() == "none":
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

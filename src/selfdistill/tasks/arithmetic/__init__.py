@@ -30,8 +30,8 @@ TEST_SHARE = 10
 class Arithmetic:
     """Problems `a = 3 + 7 ; b = a * 5 ; b ?` modulo a prime, worked line by line, answered tersely."""
 
-    operations: int = 6
-    modulus: int = 31
+    operations: int = 5
+    modulus: int = 23
     operators: str = "+-*"
     num_train: int = 4000
     num_test: int = 1000
@@ -89,7 +89,7 @@ class Arithmetic:
         """Half of the intermediate values a good working shows."""
         lines = work(program, modulus=self.modulus)
         shown = sorted(rng.sample(range(len(lines)), max(len(lines) // 2, 1)))
-        return " ; ".join(f"{lines[i].name} {lines[i].result}" for i in shown)
+        return " ; ".join(f"{lines[i].step.name} {lines[i].result}" for i in shown)
 
     def verify(self, problem: Problem, completion: str) -> float:
         """1 where the completion ends in `answer` and the right number."""
@@ -112,10 +112,10 @@ class Arithmetic:
         assert isinstance(problem.prompt, str)
         program = parse_question(problem.prompt)
         steps = {step.name: step for step in program}
-        kept = [v.line.name for v in verdicts[:wrong] if v.line]
+        kept = [v.line.step.name for v in verdicts[:wrong] if v.line]
         mended = verdicts[wrong].line
         # the wrong step comes next where it is a step whose operands are known by then
-        order = [steps[n] for n in kept] + ([steps[mended.name]] if mended and self._ready(steps, kept, mended.name) else [])
+        order = [steps[n] for n in kept] + ([steps[mended.step.name]] if mended and self._ready(steps, kept, mended.step.name) else [])
         rest = [step for step in random_order(program, random.Random(completion)) if step not in order]
         return written(work([*order, *rest], modulus=self.modulus), asked=program[-1].name)
 
@@ -126,7 +126,7 @@ class Arithmetic:
         if wrong is None:
             return "right"
         line = verdicts[wrong].line
-        return f"wrong {line.name}" if line else "wrong answer"
+        return f"wrong {line.step.name}" if line else "wrong answer"
 
     def _ready(self, steps: Mapping, known: list[str], name: str) -> bool:
         step = steps.get(name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from selfdistill.tasks.arithmetic.programs import Line, Program, Step, compute
 
-LINE = re.compile(r"(oops )?(\w+) = (\d+) ([-+*]) (\d+) = (\d+)")
+LINE = re.compile(r"(oops )?([a-z]) = (\w+) ([-+*]) (\w+)(?: = (\d+) ([-+*]) (\d+))? = (\d+)")
 ANSWER = re.compile(r"answer (\d+)")
 
 
@@ -32,16 +32,16 @@ def judge(program: Program, completion: str, *, modulus: int) -> list[Verdict]:
     verdicts: list[Verdict] = []
     *texts, last = (part.strip() for part in completion.split(";"))
     for text in texts:
-        found = LINE.fullmatch(text)
-        if not found:
+        line = _parse(text)
+        if line is None:
             verdicts.append(Verdict(line=None, holds=False, text=text))
             continue
-        line = Line(found[2], int(found[3]), found[4], int(found[5]), int(found[6]))
-        if found[1] and verdicts and verdicts[-1].line and verdicts[-1].line.name == line.name:
+        name = line.step.name
+        if text.startswith("oops ") and verdicts and verdicts[-1].line and verdicts[-1].line.step.name == name:
             verdicts.pop()
-            values.pop(line.name, None)
+            values.pop(name, None)
         verdicts.append(Verdict(line=line, holds=_holds(line, steps, values, modulus), text=text))
-        values[line.name] = line.result
+        values[name] = line.result
     asked = program[-1].name
     return [*verdicts, Verdict(line=None, holds=final_answer(completion) is not None and values.get(asked) == final_answer(completion), text=last)]
 
@@ -51,10 +51,22 @@ def first_wrong(verdicts: list[Verdict]) -> int | None:
     return next((i for i, verdict in enumerate(verdicts) if not verdict.holds), None)
 
 
+def _parse(text: str) -> Line | None:
+    """A worked step; None where the text is none, or repeats its operator differently."""
+    found = LINE.fullmatch(text)
+    if not found or (found[7] is not None and found[7] != found[4]):
+        return None
+    left, right = (int(o) if o.isdigit() else o for o in (found[3], found[5]))
+    if found[6] is None and (isinstance(left, str) or isinstance(right, str)):
+        return None
+    values = (left, right) if found[6] is None else (int(found[6]), int(found[8]))
+    return Line(Step(found[2], left, found[4], right), values, int(found[9]))
+
+
 def _holds(line: Line, steps: dict[str, Step], values: dict[str, int], modulus: int) -> bool:
-    """The step exists, is new, puts in its operands' current values, and computes."""
-    step = steps.get(line.name)
-    if step is None or line.name in values or line.op != step.op:
+    """The step is the program's and new, puts in its operands' current values, and computes."""
+    step = line.step
+    if steps.get(step.name) != step or step.name in values:
         return False
-    operands = [values.get(o) if isinstance(o, str) else o for o in (step.left, step.right)]
-    return [line.left, line.right] == operands and line.result == compute(line.left, line.op, line.right, modulus=modulus)
+    operands = tuple(values.get(o) if isinstance(o, str) else o for o in (step.left, step.right))
+    return line.values == operands and line.result == compute(line.values[0], step.op, line.values[1], modulus=modulus)

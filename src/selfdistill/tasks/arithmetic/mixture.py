@@ -8,10 +8,10 @@ belongs to another problem covers nothing.
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfdistill.tasks.arithmetic import Arithmetic
-from selfdistill.tasks.arithmetic.programs import Line, Program, Step, question, random_order, work, written
+from selfdistill.tasks.arithmetic.programs import Line, Program, Step, compute, question, random_order, work, written
 
 SHARES: Mapping[str, float] = {
     "student": 0.30,
@@ -104,7 +104,7 @@ class Mixture:
         lines = self._lines(order, slipping, mended={masked} if mended else set(), rng=rng)
         for line, is_redone in lines:
             parts = str(line).split()
-            silent = line.name == masked and not is_redone and line.result != self._true(line)
+            silent = line.step.name == masked and not is_redone and line.result != self._true(line)
             words += [("oops", True)] if is_redone else []
             words += [(word, not (silent and i == len(parts) - 2)) for i, word in enumerate(parts)]
         # the asked name is the last step of every order, since it uses all others
@@ -135,10 +135,10 @@ class Mixture:
 
     def _wrong(self, line: Line, rng: random.Random) -> Line:
         shift = rng.randrange(1, self.task.modulus)
-        return Line(line.name, line.left, line.op, line.right, (line.result + shift) % self.task.modulus)
+        return replace(line, result=(line.result + shift) % self.task.modulus)
 
     def _true(self, line: Line) -> int:
-        return {"+": line.left + line.right, "-": line.left - line.right, "*": line.left * line.right}[line.op] % self.task.modulus
+        return compute(line.values[0], line.step.op, line.values[1], modulus=self.task.modulus)
 
     def _sharded(self, program: Program, rng: random.Random) -> Example:
         """The program told over several turns, each worked as it comes; the loss is on the last turn's answer and one earlier reply."""

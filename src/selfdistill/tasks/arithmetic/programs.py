@@ -1,7 +1,7 @@
 """Chains of assignments and their working: what a problem of the testbed is, every valid order of solving it, and slips.
 
 A program is a tuple of steps like `c = a * 7`; the last one uses all others. Working it means one line a step, in any order in
-which operands are known: `c = 19 * 7 = 9 ;`, values modulo a small prime.
+which operands are known: `c = a * 7 = 19 * 7 = 18 ;`, values modulo a small prime.
 """
 
 import hashlib
@@ -31,16 +31,16 @@ Program = tuple[Step, ...]
 
 @dataclass(frozen=True)
 class Line:
-    """One worked step: the values it put in, and the result it wrote."""
+    """One worked step: the values put in for its operands, and the result written."""
 
-    name: str
-    left: int
-    op: str
-    right: int
+    step: Step
+    values: tuple[int, int]
     result: int
 
     def __str__(self) -> str:
-        return f"{self.name} = {self.left} {self.op} {self.right} = {self.result} ;"
+        step, (left, right) = self.step, self.values
+        put_in = "" if isinstance(step.left, int) and isinstance(step.right, int) else f" = {left} {step.op} {right}"
+        return f"{step}{put_in} = {self.result} ;"
 
 
 def compute(left: int, op: str, right: int, *, modulus: int) -> int:
@@ -118,11 +118,11 @@ def work(order: Sequence[Step], *, modulus: int, results: Mapping[str, int] | No
         left, right = (values[o] if isinstance(o, str) else o for o in (step.left, step.right))
         result = (results or {}).get(step.name, compute(left, step.op, right, modulus=modulus))
         values[step.name] = result
-        lines.append(Line(step.name, left, step.op, right, result))
+        lines.append(Line(step, (left, right), result))
     return lines
 
 
 def written(lines: Sequence[Line], *, asked: str) -> str:
     """A completion: the lines and the terse answer they lead to."""
-    answer = next(line.result for line in reversed(lines) if line.name == asked)
+    answer = next(line.result for line in reversed(lines) if line.step.name == asked)
     return " ".join([*map(str, lines), f"answer {answer}"])

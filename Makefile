@@ -1,0 +1,37 @@
+# make setup: a virtual environment with pinned dependencies. make demo: train, evaluate, draw. make test: the whole suite.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+# Where torch comes from: the CPU build, or the plain index where an accelerator is found. TORCH_INDEX=URL overrides both.
+ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
+TORCH_INDEX ?= $(if $(ACCELERATOR),,https://download.pytorch.org/whl/cpu)
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: setup demo test lint wheel
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@start=$$(date +%s); set -e; \
+	$(PYTHON) -m venv $(VENV); \
+	$(BIN)/pip install --quiet --upgrade pip; \
+	if [ -n "$(TORCH_INDEX)" ] && $(BIN)/pip download --quiet --no-deps --dest $(VENV)/torch --index-url "$(TORCH_INDEX)" --retries 1 --timeout 15 "$(TORCH)" 2>/dev/null; \
+	then $(BIN)/pip install --quiet $(VENV)/torch/*.whl -c constraints.txt; rm -rf $(VENV)/torch; \
+	else $(BIN)/pip install --quiet "$(TORCH)" -c constraints.txt; fi; \
+	$(BIN)/pip install --quiet -e '.[dev,gguf]' -c constraints.txt; \
+	echo $$(( $$(date +%s) - start )) > $(VENV)/.installed; \
+	echo "installed into $(VENV) in $$(cat $(VENV)/.installed) s"
+
+demo: setup
+	@if [ -e runs/quickstart/settings.json ]; then mv runs/quickstart "runs/quickstart.$$(date +%Y%m%d-%H%M%S)"; fi
+	SELFDISTILL_INSTALL_SECONDS=$$(cat $(VENV)/.installed) $(BIN)/selfdistill train quickstart
+
+test: setup
+	$(THREADS) $(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+wheel: setup
+	$(BIN)/python -m build --wheel

@@ -1,0 +1,29 @@
+"""Which failures are a user's to mend, and the one sentence each becomes; everything else keeps its traceback."""
+
+import errno
+import sys
+
+DISK_FULL = "the disk is full; free some space or choose another --output_dir: the last complete checkpoint is whole"
+WRITERS = ("PytorchStreamWriter failed", "No space left on device", "os error 28")
+"""What torch and safetensors say instead of OSError when the disk is full."""
+
+
+def sentence(error: Exception) -> str | None:
+    """One sentence for bad input, a full disk or too little memory; None where the fault is not the user's."""
+    if _disk_full(error):
+        return DISK_FULL
+    if _out_of_memory(error):
+        return "out of memory: lower eval.batch_size, sampling.batch_size or tokens_per_batch"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) if isinstance(error, ValueError | OSError) else None
+
+
+def _disk_full(error: Exception) -> bool:
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(words in str(error) for words in WRITERS)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """MemoryError or torch's own, known without importing torch."""
+    torch = sys.modules.get("torch")
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))

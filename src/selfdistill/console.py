@@ -23,8 +23,8 @@ class Console:
 
     def begin(self, settings: Settings, method: Mapping[str, str], memory: Mapping[str, float]) -> None:
         """The method's parts and what the run will need."""
-        self.out.print(f"[bold]{settings.method.name}[/] on {settings.task.name}, model {settings.model.path}, {settings.steps} steps of "
-                       f"{settings.prompts_per_step} x {settings.sampling.num_generations} rollouts")
+        size = f"{settings.steps} steps of {settings.prompts_per_step} x {settings.sampling.num_generations} rollouts"
+        self.out.print(f"[bold]{settings.method.name}[/] on {settings.task.name}, model {settings.model.path}, {size}")
         for name in ("context", "teacher", "target", "divergence", "token_weight", "reduction"):
             self.out.print(f"  {name:13s} {escape(method[name])}", style="dim")
         total = sum(memory.values())
@@ -45,7 +45,7 @@ class Console:
         """A bar over samples; yields the function that moves it to (done, total)."""
         with self._bars() as progress:
             task = progress.add_task(what, total=total, note="")
-            yield lambda done, _total: progress.update(task, completed=done)
+            yield lambda done, _: progress.update(task, completed=done)
         if not self.out.is_terminal:
             self.out.print(f"{what}: {total} samples")
 
@@ -88,15 +88,18 @@ class Console:
 
     def end(self, run: Path, settings: Settings) -> None:
         """Where everything is, and what to try next."""
-        self.out.print(f"results    {run}/summary.json, {run}/metrics.jsonl, {run}/rollouts/")
+        results = [run / name for name in ("summary.json", "metrics.jsonl", "rollouts") if (run / name).exists()]
+        self.out.print(f"results    {', '.join(map(str, results))}")
         self.out.print(f"picture    {run}/learning_curve.png")
         self.out.print(f"model      {run}/checkpoints/step_{settings.steps:06d}")
         other = "opsd" if settings.method.name != "opsd" else "hsd"
-        self.out.print(f"try next   selfdistill train quickstart --method {other} --output_dir runs/{other}; selfdistill describe {settings.method.name} --vs {other}")
+        self.out.print(f"try next   selfdistill describe {settings.method.name} --vs {other}")
+        self.out.print(f"           selfdistill train quickstart --method {other} --output_dir runs/{other}")
+        self.out.print(f"           selfdistill export {run} --output exported")
 
     def _bars(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
-        return Progress(*columns, console=self.out, transient=not self.out.is_terminal)
+        counts, times = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()), (TimeElapsedColumn(), TimeRemainingColumn())
+        return Progress(*counts, TextColumn("{task.fields[note]}"), *times, console=self.out, disable=not self.out.is_terminal)
 
 
 def _interval(pair: list[float], *, signed: bool = False) -> str:

@@ -3,8 +3,8 @@
 import errno
 import sys
 
-DISK_FULL = "the disk is full; free some space or choose another --output_dir: the last complete checkpoint is whole"
-WRITERS = ("PytorchStreamWriter failed", "No space left on device", "os error 28")
+DISK_FULL = "the disk is full; free some space or choose another --output_dir; complete checkpoints are whole"
+WRITERS = ("inline_container.cc", "PytorchStreamWriter failed", "os error 28")
 """What torch and safetensors say instead of OSError when the disk is full."""
 
 

@@ -34,13 +34,14 @@ def _sums(signals: TokenSignals) -> dict[str, Float[Tensor, ""]]:
     """Totals over tokens, from which the step's means are taken."""
     batch = signals.batch
     ones = torch.ones_like(signals.logp)
-    return {
+    sums = {
         "tokens": ones.sum(),
         "taught_tokens": signals.taught.sum().float(),
         "entropy": signals.entropy.sum(),
         "target_entropy": signals.target_entropy.sum(),
-        "divergence": signals.divergence.detach().sum(),
+        "divergence": signals.divergence.sum(),
         "log_ratio": signals.log_ratio.sum(),
-        "reference_kl": signals.reference_kl.detach().sum(),
-        "engine_gap": (signals.policy_logp.detach() - batch.behavior_logp).abs().sum(),
+        "reference_kl": signals.reference_kl.sum(),
+        "engine_gap": (signals.policy_logp - batch.behavior_logp).abs().sum(),
     }
+    return {name: value.detach() for name, value in sums.items()}

@@ -90,6 +90,8 @@ def _preflight(parts: Assembled, console: Console) -> None:
         problems = list(parts.problems("train"))[:2]
         groups = parts.sampler.sample(problems, min(2, parts.settings.sampling.num_generations))
         parts.trainer.grade(groups)
+        for write in parts.method.feedback:
+            write(groups, parts.sampler)
         found = check_alignment(parts.policy, parts.method, groups)
     checkpoint.restore_random_state(state)
     console.aligned(found)

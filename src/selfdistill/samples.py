@@ -16,7 +16,7 @@ Encode = Callable[[Sequence[Message], bool | None], list[int]]
 
 
 def training_samples(groups: Sequence[Group], method: Method, *, encode: Encode) -> list[TrainingSample]:
-    """One sample per rollout and teacher; rollouts without a reward or without trained tokens are left out everywhere.
+    """One sample per rollout and teacher; rollouts without trained tokens, or without a reward that the loss reads, are left out everywhere.
 
     Raises ValueError where a context gives teachers without positive weight.
     """
@@ -34,11 +34,12 @@ def training_samples(groups: Sequence[Group], method: Method, *, encode: Encode)
 
 def _graded(group: Group, method: Method) -> list[tuple[Rollout, float]]:
     """The rollouts that count, with their advantages."""
-    rollouts = [r for r in group.rollouts if r.reward is not None and r.positions]
-    if not rollouts:
-        return []
+    reads_rewards = bool(method.policy_coef) and method.credit.reads_advantage
+    rollouts = [r for r in group.rollouts if r.positions and not (reads_rewards and r.reward is None)]
+    if not reads_rewards:
+        return [(r, 0.0) for r in rollouts]
     rewards = torch.tensor([float(r.reward or 0) + r.shaping for r in rollouts])
-    return list(zip(rollouts, method.advantage(rewards).tolist(), strict=True))
+    return list(zip(rollouts, method.advantage(rewards).tolist(), strict=True)) if rollouts else []
 
 
 def _teachings(method: Method, rollout: Rollout, group: Group) -> list[Teaching]:

@@ -124,7 +124,7 @@ def _assemble(
         batch=batch,
         logp=logp,
         policy_logp=policy_logp,
-        entropy=entropy,
+        entropy=entropy.detach(),
         target_logp=target_logp.detach(),
         target_entropy=target_entropy.detach(),
         divergence=divergence,

@@ -57,7 +57,7 @@ class Rollout:
     trained: tuple[int, ...] | None = None
     """Completion positions that are trained; None: all."""
     reward: float | None = None
-    """None takes the rollout out of the loss and out of every count."""
+    """None: not graded; takes the rollout out of a loss that reads rewards, and out of its counts."""
     shaping: float = 0.0
     """Added to the reward for advantages only (length penalties); never read as correctness."""
     feedback: dict[str, str] = field(default_factory=dict)

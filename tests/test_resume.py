@@ -17,7 +17,7 @@ from selfdistill.types import Problem
 
 
 class Words:
-    """Says the word that follows; right where the completion begins with it."""
+    """Right where the first word's number is even: half of a random model's rollouts."""
 
     templates = TEMPLATES
 
@@ -25,7 +25,8 @@ class Words:
         return [Problem(prompt=WORDS[i], answer=WORDS[i + 1], solution=f"{WORDS[i + 1]} w9", id=str(i), templates=TEMPLATES) for i in range(0, 20, 2)]
 
     def verify(self, problem, completion):
-        return float(completion.split()[:1] == [problem.answer])
+        first = (completion.split() or [""])[0]
+        return float(first[1:].isdigit() and int(first[1:]) % 2 == 0)
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """What a run leaves behind as it goes: metrics.jsonl, rollouts by step, and the trackers that were asked for."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from selfdistill.contexts import student_messages
 from selfdistill.types import Group, TrainingSample
@@ -13,6 +14,7 @@ from selfdistill.types import Group, TrainingSample
 ROLLOUT_SCHEMA = 1
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """One of the trackers people watch runs with."""
 
@@ -66,12 +68,15 @@ class RunLog:
             tracker.close()
 
 
+def require_trackers(names: Sequence[str]) -> None:
+    """Raises ValueError where a tracker's library is not installed, before anything is loaded."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"trackers = [{name!r}] needs the library {name}, which is not installed: pip install 'selfdistill[trackers]'")
+
+
 def _tracker(name: str, run: Path, settings: Mapping[str, Any]) -> Tracker:
-    """Raises ValueError where the tracker's library is not installed."""
-    try:
-        return {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}[name](run, settings)
-    except ImportError as error:
-        raise ValueError(f"trackers = [{name!r}] needs a library that is not installed: pip install 'selfdistill[trackers]'") from error
+    return {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}[name](run, settings)
 
 
 class _TensorBoard:

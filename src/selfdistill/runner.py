@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from selfdistill import checkpoint
 from selfdistill.api import Assembled, assemble, make_eval_sampler
 from selfdistill.config import Settings, read_settings, save_settings
@@ -17,7 +19,7 @@ from selfdistill.memory import estimate, explain_out_of_memory
 from selfdistill.method import describe
 from selfdistill.plots import learning_curve
 from selfdistill.preflight import check_alignment
-from selfdistill.runlog import RunLog
+from selfdistill.runlog import RunLog, require_trackers
 from selfdistill.summary import summarize
 from selfdistill.teachers import weights_hash
 from selfdistill.trainer import StepResult
@@ -45,9 +47,12 @@ class Run:
 def execute(settings: Settings, *, resume: bool = False, console: Console | None = None) -> Path:
     """Trains, evaluates and writes everything a run leaves behind. Returns the run's folder."""
     console = console or Console()
+    require_trackers(settings.trackers)
     run = Run.open(settings, resume=resume)
     settings = _same_run(settings, run) if run.resumed else settings
     parts = assemble(settings)
+    # downloads show their bars; those of every checkpoint's files would tear the run's own
+    disable_progress_bar()
     console.begin(settings, describe(parts.method), estimate(parts.policy, parts.method, settings))
     held_out = list(parts.problems("test"))[: settings.eval.num_problems] if settings.eval.every or settings.eval.at_end else []
     with explain_out_of_memory(settings):

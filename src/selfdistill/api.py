@@ -36,7 +36,7 @@ class Assembled:
     sampler: TransformersSampler
 
     def problems(self, split: str) -> Sequence[Problem]:
-        return _worded(self.task, split, self.settings)
+        return worded(self.task, split, self.settings)
 
 
 def assemble(
@@ -47,7 +47,7 @@ def assemble(
     method = method or build_method(settings.method.name, settings.method.arguments, max_completion_length=settings.sampling.max_completion_length)
     task = task or load_task(settings.task)
     reward = reward or (load_object(settings.reward) if settings.reward else None)
-    problems = _worded(task, "train", settings)
+    problems = worded(task, "train", settings)
     policy = policy or load_settings_policy(settings)
     check_head(policy)
     check_layout(policy)
@@ -122,7 +122,7 @@ def make_eval_sampler(policy: Policy, settings: Settings, *, on_progress: Callab
     return sampler
 
 
-def _worded(task: Task, split: Any, settings: Settings) -> Sequence[Problem]:
+def worded(task: Task, split: Any, settings: Settings) -> Sequence[Problem]:
     """The split's problems, under the user's own words where a file gives some."""
     problems = task.problems(split)
     return with_templates(problems, load_templates(settings.task.templates)) if settings.task.templates else problems

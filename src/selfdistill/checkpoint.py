@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -79,7 +79,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """Every generator a run draws from: torch's on all devices, Python's and numpy's for users' own code."""
-    kind, keys, position, has_gauss, gauss = numpy.random.get_state()
+    kind, keys, position, has_gauss, gauss = cast(tuple, numpy.random.get_state())
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -43,9 +43,12 @@ class Console:
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
         """A bar over samples; yields the function that moves it to (done, total)."""
+        nested = self.progress is not None
         with self._bars() as progress:
             task = progress.add_task(what, total=total, note="")
             yield lambda done, _: progress.update(task, completed=done)
+            if nested:
+                progress.remove_task(task)
         if not self.out.is_terminal:
             self.out.print(f"{what}: {total} samples")
 
@@ -97,9 +100,18 @@ class Console:
         self.out.print(f"           selfdistill train quickstart --method {other} --output_dir runs/{other}")
         self.out.print(f"           selfdistill export {run} --output exported")
 
-    def _bars(self) -> Progress:
+    @contextmanager
+    def _bars(self) -> Iterator[Progress]:
+        """The bars on the screen; an evaluation inside training adds its own below."""
+        if self.progress is not None:
+            yield self.progress
+            return
         counts, times = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()), (TimeElapsedColumn(), TimeRemainingColumn())
-        return Progress(*counts, TextColumn("{task.fields[note]}"), *times, console=self.out, disable=not self.out.is_terminal)
+        with Progress(*counts, TextColumn("{task.fields[note]}"), *times, console=self.out, disable=not self.out.is_terminal) as self.progress:
+            try:
+                yield self.progress
+            finally:
+                self.progress = None
 
 
 def _interval(pair: list[float], *, signed: bool = False) -> str:

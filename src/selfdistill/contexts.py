@@ -157,7 +157,7 @@ class FrozenAndLive:
     privileged: Context
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
-        return [Teaching(views=t.views | {"live": _read_by(t.views["teacher"], "student")}, weight=t.weight) for t in self.privileged(rollout, group)]
+        return [Teaching(views={**t.views, "live": _read_by(t.views["teacher"], "student")}, weight=t.weight) for t in self.privileged(rollout, group)]
 
 
 @dataclass(frozen=True)

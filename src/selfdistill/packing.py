@@ -6,10 +6,11 @@ Samples without any scale cost nothing: they are not packed. Samples of one roll
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 
-from selfdistill.types import Batch, Packed, Rollout, TrainingSample
+from selfdistill.types import Batch, Packed, Rollout, TrainingSample, Weights
 
 
 def pack(samples: Sequence[TrainingSample], budget: int) -> list[Batch]:
@@ -68,7 +69,7 @@ def _batch(lessons: Sequence[_Lesson]) -> Batch:
     samples = [s for lesson in lessons for s in lesson.samples]
     taught = [s for s in samples if s.views]
     lengths = [len(s.rollout.positions) for s in samples]
-    roles = {role: view.weights for s in taught for role, view in s.views.items()}
+    roles: dict[str, Weights] = {role: view.weights for s in taught for role, view in s.views.items()}
     if any(s.views.keys() != roles.keys() for s in taught):
         raise ValueError(f"all teachers of a step must have the same roles {sorted(roles)}; make one context give them all")
     return Batch(
@@ -92,7 +93,7 @@ def _batch(lessons: Sequence[_Lesson]) -> Batch:
 _SAMPLE_SCALARS = ("advantage", "distill_scale", "policy_scale", "label_scale", "reference_scale")
 
 
-def _token_columns(samples: Sequence[TrainingSample]) -> dict:
+def _token_columns(samples: Sequence[TrainingSample]) -> dict[str, Any]:
     """What a batch knows of every trained token."""
     at = [(s.rollout, t) for s in samples for t in s.rollout.positions]
     names = sorted({name for s in samples for name in s.rollout.annotations})

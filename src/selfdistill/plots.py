@@ -1,7 +1,7 @@
 """Pictures of a run, drawn from what it left on disk."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,55 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-PANELS = (
-    ("reward", "mean reward of the step's rollouts", ("reward",)),
-    ("entropy", "nats a token", ("entropy", "target_entropy")),
-    ("length", "tokens a rollout", ("mean_length",)),
-    ("shares", "share of rollouts", ("truncated", "taught_share")),
-    ("divergence", "nats a taught token", ("divergence",)),
+from selfdistill.evaluate import Evaluation
+
+Series = Mapping[str, str]
+PANELS: tuple[tuple[str, str, Series], ...] = (
+    ("training reward", "mean reward of the step's rollouts", {"reward": "reward"}),
+    ("entropy", "nats a token", {"entropy": "student", "target_entropy": "target"}),
+    ("completion length", "tokens a rollout", {"mean_length": "mean length"}),
+    ("rollouts", "share of the step's rollouts", {"truncated": "truncated", "taught_share": "taught"}),
+    ("divergence from the target", "nats a taught token", {"divergence": "divergence"}),
 )
+"""Title, unit of the axis, and metrics with the names their lines bear."""
+OF_THE_TEACHER = ("target_entropy", "divergence")
+"""Say nothing of a step without taught rollouts."""
 
 
-def learning_curve(run: Path) -> Path | None:
+def learning_curve(run: Path, *, title: str) -> Path | None:
     """run/learning_curve.png: accuracy on held-out problems, then reward, entropies, length, shares and divergence by step."""
     path = run / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not rows:
         return None
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7.2), layout="constrained")
     _accuracy(axes.flat[0], run)
-    for axis, (title, unit, names) in zip(axes.flat[1:], PANELS, strict=True):
-        for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "))
-        axis.set(title=title, xlabel="step", ylabel=unit)
+    for axis, (name, unit, series) in zip(axes.flat[1:], PANELS, strict=True):
+        _lines(axis, rows, series)
+        axis.set(title=name, ylabel=unit)
+    for axis in axes.flat:
+        axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    figure.suptitle(run.name)
+    axes.flat[4].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.suptitle(title)
     figure.savefig(run / "learning_curve.png", dpi=110)
     plt.close(figure)
     return run / "learning_curve.png"
+
+
+def _lines(axis: Any, rows: Sequence[Mapping[str, float]], series: Series) -> None:
+    """One line a metric, labelled where there are several; a method without a teacher has no divergence to draw."""
+    drawn = {name: [(row["step"], row[name]) for row in rows if name in row and (row["taught_share"] or name not in OF_THE_TEACHER)] for name in series}
+    drawn = {name: points for name, points in drawn.items() if points}
+    for name, points in drawn.items():
+        axis.plot(*zip(*points, strict=True), label=series[name], marker="o" if len(points) == 1 else None)
+    if len(drawn) > 1:
+        axis.legend(framealpha=0.7)
+    if not drawn:
+        axis.text(0.5, 0.5, "not part of this method", ha="center", va="center", transform=axis.transAxes, color="gray")
 
 
 def _accuracy(axis: Any, run: Path) -> None:
@@ -48,12 +68,15 @@ def _accuracy(axis: Any, run: Path) -> None:
         steps, means, lows, highs = zip(*found, strict=True)
         errors: Sequence[Any] = [[m - low for m, low in zip(means, lows, strict=True)], [h - m for m, h in zip(means, highs, strict=True)]]
         axis.errorbar(steps, means, yerr=errors, marker="o", capsize=4)
-    axis.set(title="held-out accuracy", xlabel="step", ylabel="avg@k, 95 % interval over problems")
-    axis.grid(alpha=0.3)
+        for i, side in ((0, "left"), (-1, "right")):
+            axis.annotate(f"{means[i]:.1%}", (steps[i], means[i]), textcoords="offset points", xytext=(7 if side == "left" else -7, 6), ha=side)
+        axis.margins(x=0.15)
+    else:
+        axis.text(0.5, 0.5, "not evaluated", ha="center", va="center", transform=axis.transAxes, color="gray")
+    axis.set(title="accuracy on held-out problems", ylabel="avg@k, 95 % interval over problems")
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def _point(path: Path) -> tuple[int, float, float, float]:
-    from selfdistill.evaluate import Evaluation
-
     evaluation = Evaluation.from_json(json.loads(path.read_text()))
     return int(path.stem.split("_")[1]), evaluation.avg_at_k, *evaluation.ci95

@@ -12,7 +12,7 @@ from selfdistill.contexts import student_messages
 from selfdistill.method import Method
 from selfdistill.models import Policy
 from selfdistill.packing import pack
-from selfdistill.reading import read
+from selfdistill.reading import Readers, read
 from selfdistill.samples import training_samples
 from selfdistill.targets import TeacherDistribution
 from selfdistill.teachers import Live
@@ -67,7 +67,7 @@ def preview(policy: Policy, method: Method, groups: Sequence[Group]) -> list[Pre
 
 
 def _prompt(policy: Policy, role: str, weights: Weights, ids: tuple[int, ...]) -> Prompt:
-    return Prompt(role=role, weights=weights, text=policy.tokenizer.decode(ids), ids=ids, header=_tokens(policy, ids[-JOIN:]))
+    return Prompt(role=role, weights=weights, text=str(policy.tokenizer.decode(list(ids))), ids=ids, header=_tokens(policy, ids[-JOIN:]))
 
 
 def _tokens(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def _engine_gap(policy: Policy, groups: Sequence[Group]) -> float:
 
 
 def _signals(policy: Policy, method: Method, groups: Sequence[Group]) -> list:
-    readers = {"student": Live().start(policy)}
+    readers: Readers = {"student": Live().start(policy)}
     with Live().start(policy).reading():
         batches = pack(training_samples(groups, method, encode=policy.chat.encode), 2**62)
         return [read(policy, readers, method, batch.to(policy.device)) for batch in batches]

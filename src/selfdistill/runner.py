@@ -54,7 +54,7 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
     # downloads show their bars; those of every checkpoint's files would tear the run's own
     disable_progress_bar()
     console.begin(settings, describe(parts.method), estimate(parts.policy, parts.method, settings))
-    held_out = list(parts.problems("test"))[: settings.eval.num_problems] if settings.eval.every or settings.eval.at_end else []
+    held_out = _held_out(parts)
     with explain_out_of_memory(settings):
         if not run.resumed:
             _preflight(parts, console)
@@ -70,12 +70,22 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
         last = parts.trainer.steps_done
         trained = _measure(parts, held_out, run.folder / "evaluations" / f"step_{last:06d}.json", console, "trained") if settings.eval.at_end else None
         evaluating += time.perf_counter() - start
-    learning_curve(run.folder)
+    learning_curve(run.folder, title=f"{settings.method.name} on {settings.task.name}, {run.folder.name}")
     if base and trained:
         summary = summarize(settings, base, trained, seconds={"train": seconds, "eval": evaluating}, path=run.folder / "summary.json")
         console.summary(summary)
     console.end(run.folder, settings)
     return run.folder
+
+
+def _held_out(parts: Assembled) -> list[Problem]:
+    """The problems a run is measured on, none where it never is. Raises ValueError where it would be and there are none."""
+    if not (parts.settings.eval.every or parts.settings.eval.at_end):
+        return []
+    found = list(parts.problems("test"))[: parts.settings.eval.num_problems]
+    if not found:
+        raise ValueError("the task's test split has 0 problems to evaluate on; give it some, or set eval.at_end = false and eval.every = 0")
+    return found
 
 
 def _same_run(settings: Settings, run: Run) -> Settings:

@@ -79,8 +79,8 @@ class Trainer:
         self.steps_done += 1
         with clock("step"):
             self.sampler.sync(self.policy, self.steps_done)
-        metrics = rollout_metrics(groups, samples) | token_metrics(updates) | {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
-        metrics |= {"lr": self.schedule.get_last_lr()[0], "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
+        metrics: dict[str, float] = rollout_metrics(groups, samples) | token_metrics(updates) | {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
+        metrics |= {"lr": float(self.schedule.get_last_lr()[0]), "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
         return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
 
     def _rollouts(self, clock: "_Clock") -> list[Group]:
@@ -135,7 +135,7 @@ class _Clock:
     """Seconds by phase; an accelerator is waited for at the end of each, so that phases own their work."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,12 @@ def describe_method(name: str, *, vs: str | None) -> None:
 
     method = build_method(name, {}, max_completion_length=1024)
     table = Table(box=None)
+    for column in ("part", name) if vs is None else ("part", name, vs):
+        table.add_column(column, overflow="fold")
     if vs is None:
-        for column in ("part", name):
-            table.add_column(column)
         for row in describe(method).items():
             table.add_row(*map(escape, row))
     else:
-        for column in ("part", name, vs):
-            table.add_column(column)
         for part, (one, other) in diff(method, build_method(vs, {}, max_completion_length=1024)).items():
             table.add_row(part, escape(one), escape(other))
     out.print(table)
@@ -49,7 +48,8 @@ def describe_method(name: str, *, vs: str | None) -> None:
 
 def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:
     """Prints a model's figures; a run's folder brings its own settings."""
-    from selfdistill.api import load_settings_policy, make_eval_sampler
+    from selfdistill.api import load_settings_policy, make_eval_sampler, worded
+    from selfdistill.console import Console as Progress
     from selfdistill.evaluate import evaluate
     from selfdistill.imports import load_object
     from selfdistill.tasks.loading import load_task
@@ -57,11 +57,14 @@ def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], out
     settings, folder = _settings_of(model, recipe, overrides)
     policy = load_settings_policy(settings, folder)
     task = load_task(settings.task)
-    problems = list(task.problems("test"))[: settings.eval.num_problems]
+    problems = list(worded(task, "test", settings))[: settings.eval.num_problems]
+    if not problems:
+        raise ValueError(f"the test split of {settings.task.name!r} has 0 problems to evaluate on")
     reward = load_object(settings.reward) if settings.reward else None
-    result = evaluate(make_eval_sampler(policy, settings), task, problems, num_samples=settings.eval.num_samples, reward=reward)
-    low, high = result.ci95
     k = settings.eval.num_samples
+    with Progress().bar("evaluating", len(problems) * k) as advance:
+        result = evaluate(make_eval_sampler(policy, settings, on_progress=advance), task, problems, num_samples=k, reward=reward)
+    low, high = result.ci95
     out.print(f"{model} on {len(problems)} problems of {settings.task.name}, {k} samples at temperature {settings.eval.temperature}")
     out.print(f"avg@{k} {result.avg_at_k:.4f} [{low:.4f}, {high:.4f}]  pass@{k} {result.pass_at_k:.4f}  maj@{k} {result.maj_at_k:.4f}")
     out.print(f"truncated {result.truncated:.4f}  mean length {result.mean_length:.1f} tokens")
@@ -91,29 +94,38 @@ def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) 
 
 
 def sample_model(model: str, question: str, *, n: int, temperature: float, max_completion_length: int) -> None:
-    """Completions of one question."""
+    """Completions of one question, thinking as a run's own sampling does."""
     from selfdistill.loading import load_policy
     from selfdistill.sampling.transformers import TransformersSampler
     from selfdistill.types import Problem
 
     policy = load_policy(model_folder(model))
-    sampler = TransformersSampler(policy=policy, max_completion_length=_room(policy, max_completion_length), temperature=temperature)
+    own = Path(model) / "settings.json"
+    thinking = read_settings(own).sampling.thinking if own.exists() else None
+    room = _room(policy, max_completion_length)
+    sampler = TransformersSampler(policy=policy, max_completion_length=room, temperature=temperature, thinking=thinking)
     for rollout in sampler.sample([Problem(prompt=question)], n)[0].rollouts:
         out.print(escape(rollout.text) + (" [dim](cut at max_completion_length)[/]" if rollout.truncated else ""))
 
 
 def export_model(model: str, *, output: Path, merge: bool, push_to_hub: str | None) -> None:
-    """An ordinary folder, and the hub where asked. Raises ValueError where the folder is taken."""
+    """An ordinary folder, whole or not at all, and the hub where asked. Raises ValueError where the folder is taken."""
+    import huggingface_hub
+
     from selfdistill.loading import load_policy, save_policy
 
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; choose another --output")
     policy = load_policy(model_folder(model))
-    save_policy(policy, output, merge=merge)
+    partial = output.with_name(output.name + ".partial")
+    try:
+        save_policy(policy, partial, merge=merge)
+        partial.replace(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     out.print(f"wrote {output}")
     if push_to_hub:
-        policy.model.push_to_hub(push_to_hub)
-        policy.tokenizer.push_to_hub(push_to_hub)
+        huggingface_hub.upload_folder(repo_id=huggingface_hub.create_repo(push_to_hub, exist_ok=True).repo_id, folder_path=output)
         out.print(f"uploaded to {push_to_hub}")
 
 

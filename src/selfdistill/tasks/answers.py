@@ -1,40 +1,78 @@
 """The final answer of a free-form completion, and whether it equals the gold one: mathematics by math-verify, words as strings."""
 
+import logging
 import re
 
 BOXED = "\\boxed{"
-MARKED = re.compile(r"(?:####|answer\s*(?:is)?\s*[:=])\s*(.+)", re.IGNORECASE)
-WORDS = re.compile(r"[A-Za-z]{2,}")
+HASHES = "####"
+MARK = re.compile(r"####|\banswer\b(?:\s+is\b|\**\s*[:=])\**\s*:?", re.IGNORECASE)
 LONGEST = 400
-"""Characters; a longer answer is never right and may take a parser minutes."""
+"""Characters; a longer answer is compared as text, since a parser may take minutes over it."""
+TEXT = re.compile(r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")
+UNIT = re.compile(r"(?P<formula>.*[\d)}\]])(?:\s*(?P<short>[mck]?m|kg|m?g|ml|ft|in|hrs?|mph)|\s+(?P<long>[A-Za-z]{3,}(?:\s[A-Za-z]+){0,2}))(?:\^\{?[23]\}?)?")
+COMMAND = re.compile(r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+")
+EXPLOSIVE = re.compile(r"(\^|\*\*)[{(\s]*\d{5,}|\d[)}\s]*(\^|\*\*)[{(\s]*\d+[)}\s]*(\^|\*\*)|\d{5,}\s*!|![\s)]*!")
+"""Powers of powers, powers to enormous exponents and factorials of factorials, which sympy writes out in full."""
+SPELLINGS = (
+    (re.compile(r"\\[dt]frac"), r"\\frac"),
+    (re.compile(r"\\(left|right)(?![A-Za-z])"), ""),
+    (re.compile(r"\\\$|\$|(?<!\\)\\[!,;: ]"), " "),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"(?<![A-Za-z\\]),?\s*\b(?:and|or)\b(?![A-Za-z])"), ","),
+    (re.compile(r"\s+"), " "),
+)
 
 
-def final_answer(completion: str) -> str | None:
-    """The last \\boxed{...}, else what follows the last `####` or `answer:` on its line; None where there is neither."""
+def final_answer(completion: str, *, multiline: bool = False) -> str | None:
+    """The last \\boxed{...}, or what follows the last `####`, `Answer:` or `answer is`, whichever is later; None where there is none.
+
+    What follows a mark ends with its line, unless the answer itself may have several lines.
+    """
     text = completion.rsplit("</think>", 1)[-1]
-    if BOXED in text:
-        return _braced(text[text.rindex(BOXED) + len(BOXED) :])
-    found = MARKED.findall(text)
-    return found[-1].strip().strip("*$. ") if found else None
+    marks = list(MARK.finditer(text))
+    boxed = text.rfind(BOXED)
+    if boxed >= 0 and (not marks or boxed > marks[-1].start()):
+        return _braced(text[boxed + len(BOXED) :])
+    if not marks:
+        return None
+    following = text[marks[-1].end() :].strip()
+    return following if multiline else following.split("\n", 1)[0].strip().strip("*").rstrip(".").strip()
+
+
+def gold_answer(text: str) -> str | None:
+    """The final answer that a dataset marks in a worked solution by \\boxed{...} or `####`; None where it marks none."""
+    return final_answer(text) if BOXED in text or HASHES in text else None
 
 
 def equal(answer: str, gold: str) -> bool:
-    """Whether two final answers say the same. Runs math-verify only on mathematics: it calls anagrams and hex values equal."""
+    """Whether two final answers say the same: equal text, else equal formulas under the same unit (or one of them without).
+
+    Only formulas reach math-verify, which calls anagrams and hexadecimal numbers of the same digits equal.
+    """
     answer, gold = _normal(answer), _normal(gold)
     if answer == gold:
-        return True
-    if len(answer) > LONGEST or _is_words(gold) or _is_words(answer) or _towers(answer):
+        return bool(gold)
+    (answer, unit), (gold, gold_unit) = _measure(answer), _measure(gold)
+    if unit and gold_unit and unit != gold_unit:
+        return False
+    if not (_is_formula(answer) and _is_formula(gold)):
         return answer.casefold() == gold.casefold()
-    from math_verify import parse, verify
-
-    # its own timeout needs signals of the main thread; the caller's process is killed instead
-    return bool(verify(parse(f"${gold}$", parsing_timeout=None), parse(f"${answer}$", parsing_timeout=None), timeout_seconds=None))
+    return _same_formula(answer, gold)
 
 
 def score(completion: str, gold: str) -> float:
     """1 where the completion's final answer equals the gold one, else 0."""
     answer = final_answer(completion)
     return float(answer is not None and equal(answer, gold))
+
+
+def _same_formula(answer: str, gold: str) -> bool:
+    import math_verify
+
+    # it warns that its timeouts are off: they need signals of the main thread, and whoever calls this kills its process instead
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    parsed = [math_verify.parse(f"${text}$", parsing_timeout=None) for text in (gold, answer)]
+    return bool(math_verify.verify(*parsed, timeout_seconds=None))
 
 
 def _braced(text: str) -> str | None:
@@ -48,16 +86,27 @@ def _braced(text: str) -> str | None:
 
 
 def _normal(text: str) -> str:
-    text = text.strip().strip("$").strip()
-    return re.sub(r"\s+", " ", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\left", "").replace("\\right", "")).rstrip(".")
+    """One spelling of what differs only in TeX: \\text unwrapped, spaces, delimiters and final stops removed."""
+    text = TEXT.sub(r" \1 ", text)
+    for pattern, replacement in SPELLINGS:
+        text = pattern.sub(replacement, text)
+    text = text.strip().rstrip(".").strip()
+    return text[1:-1] if re.fullmatch(r"\([A-Za-z]\)", text) else text
 
 
-def _is_words(text: str) -> bool:
-    """Text that is no formula: a word outside of TeX commands, or a hexadecimal number."""
-    bare = re.sub(r"\\text\{[^}]*\}|\\[A-Za-z]+", " ", text)
-    return bool(WORDS.search(bare)) or text.lower().startswith("0x")
+def _measure(text: str) -> tuple[str, str]:
+    """A formula and the unit behind it, singular and in lower case; the unit may be empty."""
+    found = UNIT.fullmatch(text)
+    if found is None:
+        return text, ""
+    unit = found["short"] or found["long"].lower()
+    return found["formula"], unit.removesuffix("s")
 
 
-def _towers(text: str) -> bool:
-    """Powers of powers, which parsers try to write out."""
-    return len(re.findall(r"\^|\*\*", text)) > 1 and bool(re.search(r"\d{2,}|\d\s*(\^|\*\*)\s*\{?\d+\s*(\^|\*\*)", text))
+def _is_formula(text: str) -> bool:
+    """Text a parser of mathematics understands: short, no words, no identifiers like F1, nothing that explodes."""
+    bare = COMMAND.sub(" ", text)
+    product = bool(re.search(r"[\^+=\\]", text))
+    if re.search(r"[A-Za-z]{3,}" if product else r"[A-Za-z]{2,}", bare) or re.search(r"[A-Za-z]\d", bare):
+        return False
+    return 0 < len(text) <= LONGEST and not EXPLOSIVE.search(text)

@@ -20,7 +20,9 @@ from selfdistill.types import Group, Problem, Rollout
 
 WORDS = [f"w{i}" for i in range(50)]
 SPECIAL = ["<pad>", "<end>", "<user>", "<assistant>", "<system>", "<unk>"]
-TEMPLATE = "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> ' }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> ' }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
 TEMPLATES = {
     "student": "{problem}",
     "answer": "{problem} w1 {answer}",
@@ -48,8 +50,8 @@ def tiny_model(family: str = "qwen3", *, vocab: int | None = None, seed: int = 0
     """Two layers, 32 wide; heads are tied, biased, scaled or softcapped as the family's are, with weights large enough to matter."""
     torch.manual_seed(seed)
     vocab = vocab or len(SPECIAL + WORDS)
-    common = dict(vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
-    common |= dict(pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    common = {"vocab_size": vocab, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    common |= {"max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     config = {
         "qwen3": lambda: Qwen3Config(**common, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True),
         "llama": lambda: LlamaConfig(**common, num_key_value_heads=2, tie_word_embeddings=False),

@@ -1,20 +1,25 @@
 """On-policy self-distillation of language-model reasoning: methods as values, one step for all of them."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfdistill.api import train
+    from selfdistill.loading import load_policy
+    from selfdistill.method import Method, describe, diff
+    from selfdistill.types import Problem
 
 __version__ = "0.1.0"
+__all__ = ["Method", "Problem", "describe", "diff", "load_policy", "train"]
 
 _HOMES = {
-    "train": "selfdistill.api",
     "Method": "selfdistill.method",
+    "Problem": "selfdistill.types",
     "describe": "selfdistill.method",
     "diff": "selfdistill.method",
-    "evaluate": "selfdistill.evaluate",
     "load_policy": "selfdistill.loading",
-    "Problem": "selfdistill.types",
+    "train": "selfdistill.api",
 }
-__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,8 @@ class GroupRelative:
     normalize: bool = True
 
     def __call__(self, rewards: Float[Tensor, " group"]) -> Float[Tensor, " group"]:
-        centered = rewards - rewards.mean()
+        # the mean of equal rewards rounds, and dividing that by 1e-6 would make an advantage of it
+        centered = torch.where((rewards == rewards[0]).all(), torch.zeros_like(rewards), rewards - rewards.mean())
         return centered / (rewards.std(correction=0) + 1e-6) if self.normalize else centered
 
 

@@ -1,7 +1,7 @@
 """The Python entry: `for result in selfdistill.train(model=..., method=hsd(), dataset=...): ...`, in a notebook as on a cluster."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -117,9 +117,16 @@ def make_sampler(policy: Policy, settings: Settings, *, on_progress: Callable[[i
 
 def make_eval_sampler(policy: Policy, settings: Settings, *, on_progress: Callable[[int, int], None] | None = None) -> TransformersSampler:
     """The sampler evaluations decode with."""
-    sampler = make_sampler(policy, settings, on_progress=on_progress)
-    sampler.temperature, sampler.top_p, sampler.top_k, sampler.batch_size = settings.eval.temperature, settings.eval.top_p, 0, settings.eval.batch_size
-    return sampler
+    e = settings.eval
+    return replace(
+        make_sampler(policy, settings, on_progress=on_progress),
+        max_completion_length=e.max_completion_length or settings.sampling.max_completion_length,
+        temperature=e.temperature,
+        top_p=e.top_p,
+        top_k=0,
+        batch_size=e.batch_size,
+        thinking=settings.sampling.thinking if e.thinking is None else e.thinking,
+    )
 
 
 def worded(task: Task, split: Any, settings: Settings) -> Sequence[Problem]:

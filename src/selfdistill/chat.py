@@ -1,5 +1,6 @@
 """Chats to token ids by the model's own template, and back. Text inside a message can never become a role token."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,9 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from selfdistill.types import Message
+
+FENCE = "\ue000"
+"""A private-use character around the numbers that stand for special tokens while the template runs; longer where a message contains it."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +21,22 @@ class Chat:
 
     def encode(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """The chat up to and with the assistant's header; special tokens written inside contents are encoded as plain text."""
-        specials = sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)
-        guarded, hidden = _hide(messages, specials)
-        if not hidden:
+        contents = [message["content"] for message in messages]
+        found = [self._special.findall(content) for content in contents]
+        if not any(found):
             return self._ids(self.render(messages, thinking))
-        pieces, rest = [], self.render(guarded, thinking)
-        for mark, special in hidden:
-            before, rest = rest.split(mark, 1)
-            pieces += self._ids(before) + self._ids(special, split_special_tokens=True)
-        return pieces + self._ids(rest)
+        fence = FENCE
+        while any(fence in content for content in contents):
+            fence += FENCE
+        written = [special for specials in found for special in specials]
+        numbers = iter(range(len(written)))
+        guarded = [
+            {**message, "content": self._special.sub(lambda _: f"{fence}{next(numbers)}{fence}", content)}
+            for message, content in zip(messages, contents, strict=True)
+        ]
+        # a template may drop or repeat parts of a message, so marks are taken as they come
+        pieces = re.split(f"{fence}(\\d+){fence}", self.render(guarded, thinking))
+        return [token for i, piece in enumerate(pieces) for token in (self._plain(written[int(piece)]) if i % 2 else self._ids(piece))]
 
     def render(self, messages: Sequence[Message], thinking: bool | None = None, *, header: bool = True) -> str:
         """The chat as the template's text."""
@@ -34,8 +45,13 @@ class Chat:
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=header, **flag)
 
     def completion(self, text: str) -> list[int]:
-        """A completion's ids, special tokens split, closed by the end-of-sequence token."""
-        return [*self._ids(text, split_special_tokens=True), self.tokenizer.eos_token_id]
+        """A completion's ids, special tokens as plain text, closed by the token that ends an assistant's turn."""
+        pieces = self._special.split(text)
+        written = self._special.findall(text)
+        ids = self._ids(pieces[0])
+        for special, piece in zip(written, pieces[1:], strict=True):
+            ids += self._plain(special) + self._ids(piece)
+        return [*ids, self.end_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -49,6 +65,14 @@ class Chat:
         return list(ids[-len(shortest) :])
 
     @cached_property
+    def end_id(self) -> int:
+        """The special token the template closes an assistant's turn with, else the tokenizer's end of sequence."""
+        probe = "\ue002"
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
+        closing = self._ids(self.render(turns, header=False).rpartition(probe)[2])
+        return next((token for token in closing if token in self._special_ids), self.tokenizer.eos_token_id)
+
+    @cached_property
     def _headers(self) -> list[list[int]]:
         """What the template appends for the assistant under each thinking flag."""
         probe = [{"role": "user", "content": "x"}]
@@ -58,19 +82,26 @@ class Chat:
             found.append(self._ids(self.render(probe, thinking)[len(without) :]))
         return found
 
+    @cached_property
+    def _special_tokens(self) -> dict[str, int]:
+        """Every token that plain text must not become; named ones are only some of them in many tokenizers."""
+        added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return added | dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self._special_tokens.values()) - {self.tokenizer.unk_token_id}
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Any special token in a text, the longest where several begin at one place."""
+        longest_first = sorted(self._special_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def _plain(self, special: str) -> list[int]:
+        """A special token's text in ordinary tokens, letter by letter where the vocabulary holds it as a word."""
+        ids = self._ids(special, split_special_tokens=True)
+        return [i for letter in special for i in self._ids(letter)] if self._special_ids.intersection(ids) else ids
+
     def _ids(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]
-
-
-def _hide(messages: Sequence[Message], specials: Sequence[str]) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
-    """Messages with every special token replaced by a mark, and (mark, special) in the order of reading."""
-    guarded, hidden = [], []
-    for message in messages:
-        text, done = message["content"], ""
-        while (at := min(((text.find(s), s) for s in specials if s in text), key=lambda found: found[0], default=None)) is not None:
-            mark = f"\ue000{len(hidden)}\ue001"
-            hidden.append((mark, at[1]))
-            done += text[: at[0]] + mark
-            text = text[at[0] + len(at[1]) :]
-        guarded.append({**message, "content": done + text})
-    return guarded, hidden

@@ -54,7 +54,7 @@ class ModelSettings(Section):
     gradient_checkpointing: bool = False
     """Recomputes each layer in backward instead of keeping it."""
     lora: LoraSettings | None = None
-    """Trains an adapter; None: all weights."""
+    """Trains an adapter; none: all weights."""
     teacher_offload: bool = False
     """Keeps a copied teacher on the CPU between its passes."""
 
@@ -93,7 +93,7 @@ class SamplingSettings(Section):
     max_completion_length: int = Field(default=1024, ge=1)
     """Tokens of a completion; a longer one counts as truncated."""
     max_prompt_length: int | None = Field(default=None, ge=1)
-    """A longer prompt is an error; None: only the model's own limit."""
+    """A longer prompt is an error; none: only the model's own limit."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides the logits before sampling."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -103,7 +103,7 @@ class SamplingSettings(Section):
     batch_size: int = Field(default=256, ge=1)
     """Rollouts written at once."""
     thinking: bool | None = None
-    """The student's chat-template flag."""
+    """The student's chat-template flag; none: the template's default."""
 
 
 class OptimizerSettings(Section):
@@ -140,6 +140,10 @@ class EvalSettings(Section):
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """As in sampling."""
+    max_completion_length: int | None = Field(default=None, ge=1)
+    """Tokens of a completion; none: sampling's."""
+    thinking: bool | None = None
+    """The chat-template flag; none: sampling's."""
     batch_size: int = Field(default=512, ge=1)
     """Completions written at once."""
 
@@ -151,7 +155,7 @@ class Settings(Section):
     method: MethodSettings = MethodSettings()
     task: TaskSettings = TaskSettings()
     reward: str | None = None
-    """A reward function as `package.module:name`; None: the task's verifier."""
+    """A reward function as `package.module:name`; none: the task's verifier."""
     sampling: SamplingSettings = SamplingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     eval: EvalSettings = EvalSettings()
@@ -269,14 +273,13 @@ def _put(data: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _suggestion(where: str, model: type[BaseModel]) -> str:
-    """The nearest known key by its dotted name, else by its last part in whatever section, else all keys of that section."""
+    """The same key in another section, else the nearest by its dotted name, else all keys of that section."""
     known = list(keys(model))
     section, _, last = where.rpartition(".")
+    if elsewhere := [key for key in known if key.rpartition(".")[2] == last]:
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
     if close := nearest(where, known):
         return close
-    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
-    if elsewhere:
-        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
     here = [key for key in known if key.rpartition(".")[0] == section]
     return f"; known here: {', '.join(sorted(here))}"
 

@@ -167,10 +167,9 @@ class ThreeViews:
     thinking: bool | None = None
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
-        problem = group.problem
-        if not problem.solution:
+        problem, fields = group.problem, Solution()(rollout, group)
+        if fields is None:
             return []
-        fields = {"solution": problem.solution}
         system = tuple(m for m in _worded(problem, "student", {}) if m["role"] == "system")
         alone = (*system, _worded(problem, "reference", fields)[-1])
         views = {
@@ -196,7 +195,9 @@ class FromAnotherProblem:
         own, other = group.problem, group.donor.problem
         known = own if self.keep_answer else other
         foreign = replace(own, answer=known.answer, solution=known.solution, privileged_context=known.privileged_context, columns=known.columns)
-        return self.context(rollout, Group(problem=foreign, rollouts=group.donor.rollouts))
+        donors = group.donor.rollouts
+        shown = rollout if self.keep_answer else replace(rollout, feedback=donors[rollout.index % len(donors)].feedback)
+        return self.context(shown, Group(problem=foreign, rollouts=donors))
 
 
 def student_view(rollout: Rollout, problem: Problem) -> View:

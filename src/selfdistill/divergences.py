@@ -68,7 +68,7 @@ class TopK:
     of_student: bool = False
 
     def __post_init__(self) -> None:
-        _check_k(self.k)
+        _check_top(self.inner, self.k)
 
     def __call__(
         self, student: Float[Tensor, "tokens vocab"], target: Float[Tensor, "tokens vocab"], token: Int[Tensor, " tokens"]
@@ -85,7 +85,7 @@ class TopKTail:
     k: int
 
     def __post_init__(self) -> None:
-        _check_k(self.k)
+        _check_top(self.inner, self.k)
 
     def __call__(
         self, student: Float[Tensor, "tokens vocab"], target: Float[Tensor, "tokens vocab"], token: Int[Tensor, " tokens"]
@@ -130,6 +130,8 @@ def _with_tail(logp: Float[Tensor, "tokens k"]) -> Float[Tensor, "tokens k_and_t
     return torch.cat([logp, torch.log1p(-mass)], dim=-1)
 
 
-def _check_k(k: int) -> None:
+def _check_top(inner: Divergence, k: int) -> None:
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
+    if isinstance(inner, Welsch):
+        raise ValueError("Welsch() reads the sampled token, which need not be among the k likeliest; use it without TopK or TopKTail")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -21,15 +21,16 @@ class Head:
     def of(cls, model: PreTrainedModel, *, vocab_size: int | None = None) -> "Head":
         """The head of a causal model; tied heads are the embedding parameter itself. Raises ValueError on a head with its own adapter."""
         output = model.get_output_embeddings()
-        if output is None or hasattr(output, "base_layer"):
+        if not isinstance(output, nn.Linear):
             raise ValueError(f"{type(model).__name__} has no plain output head (a LoRA on lm_head?); leave lm_head out of model.lora.target_modules")
         config = model.config.get_text_config()
-        size = min(vocab_size or len(output.weight), len(output.weight))
-        bias = getattr(output, "bias", None)
         # Cohere and Falcon-H1 multiply, Granite divides, Gemma caps: the names their configurations use
         scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1 / getattr(config, "logits_scaling", 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(weight=output.weight[:size], bias=None if bias is None else bias[:size], scale=float(scale), softcap=softcap)
+        weight, bias = output.weight, output.bias
+        if vocab_size is not None and vocab_size < len(weight):
+            weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
+        return cls(weight=weight, bias=bias, scale=float(scale), softcap=softcap)
 
     def __call__(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()

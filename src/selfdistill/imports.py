@@ -1,30 +1,50 @@
-"""Users' own code by name: `package.module:name`, found from the folder the command runs in; no fork, no registry."""
+"""Users' own code by name: `package.module:name` or `path/to/file.py:name`, found from the folder the command runs in."""
 
 import difflib
 import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
 def load_object(name: str) -> Any:
-    """The object `package.module:name`. Raises ValueError with the nearest name where there is none."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"{name!r} is not of the form package.module:name")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{name!r}: there is no module {error.name!r} to import from {here}; run from its folder or install it") from error
+    """The object `package.module:name` or `path/to/file.py:name`. Raises ValueError with the nearest name where there is none."""
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise ValueError(f"{name!r} is not of the form package.module:name or path/to/file.py:name")
+    module = _load_file(Path(place), name) if place.endswith(".py") else _import(place, name, folder=Path.cwd())
     if not hasattr(module, attribute):
-        raise ValueError(f"{module_name} has no {attribute!r}{nearest(attribute, vars(module))}")
+        raise ValueError(f"{place} has no {attribute!r}{nearest(attribute, vars(module))}")
     return getattr(module, attribute)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """"; did you mean X?" where a known name is close, else nothing."""
+    """The end of an error message, "; did you mean X?", where a known name is close; else nothing."""
     close = difflib.get_close_matches(name, [k for k in known if not k.startswith("_")], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _load_file(path: Path, name: str) -> ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"{name!r}: there is no file {str(path)!r}{nearest(path.name, [p.name for p in path.parent.glob('*.py')])}")
+    module = _import(path.stem, name, folder=path.parent)
+    if module.__file__ is None or Path(module.__file__).resolve() != path:
+        raise ValueError(f"{name!r}: a module called {path.stem!r} is already imported from {module.__file__}; rename the file")
+    return module
+
+
+def _import(module_name: str, name: str, *, folder: Path) -> ModuleType:
+    # it stays on the path: what is imported later, here or in grading processes, is found the same way
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        near = nearest(module_name, [p.stem for p in folder.glob("*.py")])
+        raise ValueError(f"{name!r}: there is no module {error.name!r} to import from {folder}{near or '; run from its folder or install it'}") from error
+    except Exception as error:  # a user's module may raise anything; the run stops with its words
+        raise ValueError(f"{name!r}: importing it raised {type(error).__name__}: {error}") from error

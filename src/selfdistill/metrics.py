@@ -13,7 +13,7 @@ def rollout_metrics(groups: Sequence[Group], samples: Sequence[TrainingSample]) 
     return {
         "reward": _mean(rewards),
         "success_share": _mean([r >= 1 for r in rewards]),
-        "mixed_groups_share": _mean([len({r.reward for r in g.rollouts}) > 1 for g in groups]),
+        "mixed_groups_share": _mean([len({r.reward for r in g.rollouts} - {None}) > 1 for g in groups]),
         "taught_share": len(taught) / max(len(rollouts), 1),
         "ungraded_share": 1 - len(rewards) / max(len(rollouts), 1),
         "mean_length": _mean([len(r.completion_ids) for r in rollouts]),

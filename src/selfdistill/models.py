@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfdistill.chat import Chat
 from selfdistill.heads import Head
+from selfdistill.teachers import evaluating
 from selfdistill.types import Packed
 
 Layout = Literal["rows", "packed"]
@@ -40,6 +41,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.chat, self.layout = model, tokenizer, Chat(tokenizer), layout
         self.autocast_dtype, self.fresh_adapter = autocast, fresh_adapter
+        # ids may have holes, and a few multimodal tokenizers know a token that their text models have no row for
+        self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, Head.of(self.base).vocab_size)
 
     def forward(self, fn: Callable[[Float[Tensor, "predicted hidden"], Head], T], packed: Packed) -> T:
         """fn(states that predict the trained tokens, head), inside this module's forward."""
@@ -55,19 +58,18 @@ class Policy(nn.Module):
         return states[0, packed.predicts]
 
     def _rows(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
-        starts = torch.tensor([0, *packed.lengths]).cumsum(0).tolist()
-        place = torch.empty_like(packed.input_ids)
-        states, offset = [], 0
+        first, shapes, total = [0] * len(packed.lengths), [], 0
         for rows in row_groups(packed.lengths):
-            width = max(packed.lengths[i] for i in rows)
-            ids = packed.input_ids.new_zeros(len(rows), width)
+            width = packed.lengths[rows[0]]
             for row, i in enumerate(rows):
-                ids[row, : packed.lengths[i]] = packed.input_ids[starts[i] : starts[i + 1]]
-                first = offset + row * width
-                place[starts[i] : starts[i + 1]] = torch.arange(first, first + packed.lengths[i], device=place.device)
-            states.append(self._backbone(ids, use_cache=False).last_hidden_state.flatten(0, 1))
-            offset += len(rows) * width
-        return torch.cat(states)[place[packed.predicts]]
+                first[i] = total + row * width
+            shapes.append((len(rows), width))
+            total += len(rows) * width
+        place = torch.cat([torch.arange(start, start + n) for start, n in zip(first, packed.lengths, strict=True)]).to(packed.input_ids.device)
+        ids = packed.input_ids.new_zeros(total).index_copy(0, place, packed.input_ids)
+        parts = ids.split([rows * width for rows, width in shapes])
+        states = [self._backbone(part.view(shape), use_cache=False).last_hidden_state for part, shape in zip(parts, shapes, strict=True)]
+        return torch.cat([state.flatten(0, 1) for state in states])[place[packed.predicts]]
 
     @property
     def base(self) -> PreTrainedModel:
@@ -81,10 +83,6 @@ class Policy(nn.Module):
     @property
     def head(self) -> Head:
         return Head.of(self.base, vocab_size=self.vocab_size)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -151,21 +149,21 @@ def row_groups(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-@torch.no_grad()
 def check_head(policy: Policy) -> float:
     """Largest deviation of head(hidden) from the model's own logits on random ids; ValueError above rounding."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, policy.vocab_size, (1, 8), generator=generator).to(policy.device)
-    with policy.autocast():
+    with evaluating(policy), policy.autocast():
         ours = policy.head(policy._backbone(ids, use_cache=False).last_hidden_state[0])
         theirs = policy.base(ids, use_cache=False).logits[0, :, : policy.vocab_size].float()
     deviation = float((ours - theirs).abs().max())
-    if deviation > (1e-3 if policy.dtype == torch.float32 else 0.1) * max(float(theirs.abs().max()), 1.0):
-        raise ValueError(f"the head of {type(policy.base).__name__} is not a plain product: its logits differ by {deviation:.3g}; this model family is not supported")
+    if not deviation <= _rounding(policy, theirs):
+        raise ValueError(
+            f"{type(policy.base).__name__} is not supported: its logits differ by {deviation:.3g} from its head's product; choose another model.path"
+        )
     return deviation
 
 
-@torch.no_grad()
 def check_layout(policy: Policy) -> float:
     """Largest deviation of packed states from one sequence at a time; ValueError above rounding, naming model.layout."""
     generator = torch.Generator().manual_seed(0)
@@ -173,10 +171,15 @@ def check_layout(policy: Policy) -> float:
     ids = torch.randint(0, policy.vocab_size, (sum(lengths),), generator=generator).to(policy.device)
     positions = torch.cat([torch.arange(n) for n in lengths]).to(policy.device)
     packed = Packed(input_ids=ids, positions=positions, lengths=lengths, predicts=torch.arange(len(ids), device=ids.device))
-    with policy.autocast():
+    with evaluating(policy), policy.autocast():
         together = policy.hidden(packed)
         apart = torch.cat([policy._backbone(part[None], use_cache=False).last_hidden_state[0] for part in ids.split(lengths)])
     deviation = float((together - apart).abs().max())
-    if deviation > (1e-3 if policy.dtype == torch.float32 else 0.1) * max(float(apart.abs().max()), 1.0):
+    if not deviation <= _rounding(policy, apart):
         raise ValueError(f'sequences packed as {policy.layout!r} differ from separate ones by {deviation:.3g}; set model.layout = "rows"')
     return deviation
+
+
+def _rounding(policy: Policy, values: Tensor) -> float:
+    """How far two orders of the same sums may lie apart; NaN is never within it."""
+    return (1e-3 if policy.dtype == torch.float32 else 0.1) * max(float(values.abs().max()), 1.0)

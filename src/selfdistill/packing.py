@@ -70,8 +70,9 @@ def _batch(lessons: Sequence[_Lesson]) -> Batch:
     taught = [s for s in samples if s.views]
     lengths = [len(s.rollout.positions) for s in samples]
     roles: dict[str, Weights] = {role: view.weights for s in taught for role, view in s.views.items()}
-    if any(s.views.keys() != roles.keys() for s in taught):
-        raise ValueError(f"all teachers of a step must have the same roles {sorted(roles)}; make one context give them all")
+    for sample in taught:
+        if (found := {role: view.weights for role, view in sample.views.items()}) != roles:
+            raise ValueError(f"all teachers of a step must have the same roles and weights, not {found} beside {roles}; make one context give them all")
     return Batch(
         student=_lay((s.rollout.prompt_ids, s.rollout) for s in (lesson.samples[0] for lesson in lessons)),
         views={role: _lay((s.views[role].prompt_ids or (), s.rollout) for s in taught) for role in roles},

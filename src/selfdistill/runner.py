@@ -1,7 +1,6 @@
 """A run as the command line knows it: a folder that training fills, evaluation closes and `--resume` continues."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from selfdistill import checkpoint
 from selfdistill.api import Assembled, assemble, make_eval_sampler
+from selfdistill.atomic import write_whole
 from selfdistill.config import Settings, read_settings, save_settings
 from selfdistill.console import Console
 from selfdistill.evaluate import Evaluation, evaluate
@@ -43,6 +43,16 @@ class Run:
             raise ValueError(f"{folder} already holds a run; continue it with --resume, or choose another --output_dir")
         return cls(folder=folder, resumed=None)
 
+    def evaluation(self, step: int) -> Path:
+        """Where a step's evaluation is kept."""
+        return self.folder / "evaluations" / f"step_{step:06d}.json"
+
+    def seconds(self) -> dict[str, float]:
+        """What training and evaluation took, over all the times the run was resumed."""
+        steps = [json.loads(line)["seconds"] for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        evaluations = [json.loads(path.read_text())["seconds"] for path in self.evaluation(0).parent.glob("step_*.json")]
+        return {"train": sum(steps), "eval": sum(evaluations)}
+
 
 def execute(settings: Settings, *, resume: bool = False, console: Console | None = None) -> Path:
     """Trains, evaluates and writes everything a run leaves behind. Returns the run's folder."""
@@ -60,19 +70,14 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
             _preflight(parts, console)
             run.folder.mkdir(parents=True, exist_ok=True)
             save_settings(settings, run.folder / "settings.json")
-        start = time.perf_counter()
-        base = _measure(parts, held_out, run.folder / "evaluations" / "step_000000.json", console, "base") if held_out else None
-        evaluating = time.perf_counter() - start
+        base = _measure(parts, held_out, run.evaluation(0), console, "base") if held_out else None
         if run.resumed:
             checkpoint.restore(parts.trainer, run.resumed)
-        seconds = _train(parts, run, held_out, console)
-        start = time.perf_counter()
-        last = parts.trainer.steps_done
-        trained = _measure(parts, held_out, run.folder / "evaluations" / f"step_{last:06d}.json", console, "trained") if settings.eval.at_end else None
-        evaluating += time.perf_counter() - start
+        _train(parts, run, held_out, console)
+        trained = _measure(parts, held_out, run.evaluation(parts.trainer.steps_done), console, "trained") if settings.eval.at_end else None
     learning_curve(run.folder, title=f"{settings.method.name} on {settings.task.name}, {run.folder.name}")
     if base and trained:
-        summary = summarize(settings, base, trained, seconds={"train": seconds, "eval": evaluating}, path=run.folder / "summary.json")
+        summary = summarize(settings, base, trained, seconds=run.seconds(), path=run.folder / "summary.json")
         console.summary(summary)
     console.end(run.folder, settings)
     return run.folder
@@ -113,47 +118,42 @@ def _preflight(parts: Assembled, console: Console) -> None:
 
 
 def _measure(parts: Assembled, problems: Sequence[Problem], path: Path, console: Console, what: str) -> Evaluation:
-    """One evaluation, kept on disk and never repeated for the same step; training's random state is untouched."""
-    if path.exists():
-        return Evaluation.from_json(json.loads(path.read_text()))
-    state = checkpoint.random_state()
+    """One evaluation, kept on disk and not repeated for the same weights and decoding; training's random state is untouched."""
     settings = parts.settings
+    about = {"eval": settings.eval.model_dump(exclude={"every", "at_end"}), "weights": weights_hash(parts.policy)}
+    if path.exists() and (kept := json.loads(path.read_text())) | about == kept:
+        return Evaluation.from_json(kept)
+    start = time.perf_counter()
+    state = checkpoint.random_state()
     with console.bar(f"evaluating {what}", len(problems) * settings.eval.num_samples) as advance:
         sampler = make_eval_sampler(parts.policy, settings, on_progress=advance)
         checkpoint.seed_all(settings.seed)
         result = evaluate(sampler, parts.task, problems, num_samples=settings.eval.num_samples, reward=parts.reward)
     checkpoint.restore_random_state(state)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result.to_json() | {"weights": weights_hash(parts.policy)}) + "\n")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(result.to_json() | about | {"seconds": time.perf_counter() - start}) + "\n")
     return result
 
 
-def _train(parts: Assembled, run: Run, held_out: Sequence[Problem], console: Console) -> float:
-    """The loop around the steps: metrics, rollouts, samples, evaluations, checkpoints. Returns its seconds, evaluations left out."""
+def _train(parts: Assembled, run: Run, held_out: Sequence[Problem], console: Console) -> None:
+    """The loop around the steps: metrics, rollouts, samples, evaluations, checkpoints."""
     settings, trainer = parts.settings, parts.trainer
     log = RunLog(run.folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=trainer.steps_done if run.resumed else None)
-    seconds = 0.0
     try:
         with console.training(settings.steps, done=trainer.steps_done) as show:
             start = time.perf_counter()
             for result in trainer:
                 metrics = dict(result.metrics) | {f"seconds_{phase}": s for phase, s in result.seconds.items()}
                 log.rollouts(result.groups, result.samples, step=result.step)
-                seconds += time.perf_counter() - start
+                metrics["seconds"] = time.perf_counter() - start
                 if settings.eval.every and result.step % settings.eval.every == 0:
-                    path = run.folder / "evaluations" / f"step_{result.step:06d}.json"
-                    metrics |= _eval_metrics(_measure(parts, held_out, path, console, f"step {result.step}"))
+                    metrics |= _eval_metrics(_measure(parts, held_out, run.evaluation(result.step), console, f"step {result.step}"))
                 start = time.perf_counter()
                 log.log(metrics, step=result.step)
                 show(result, _shown(result, settings))
                 if _due(result.step, settings):
                     checkpoint.save(trainer, run.folder, keep=settings.keep_checkpoints)
-            seconds += time.perf_counter() - start
     finally:
         log.close()
-    return seconds
 
 
 def _due(step: int, settings: Settings) -> bool:

@@ -82,7 +82,7 @@ class UntilMixed:
         for attempt in range(self.tries):
             groups = sampler.sample(problems if attempt == 0 else draw(wanted - len(kept)), n)
             grade(groups)
-            kept += [g for g in groups if len({r.reward for r in g.rollouts}) > 1]
+            kept += [g for g in groups if len({r.reward for r in g.rollouts} - {None}) > 1]
             if len(kept) >= wanted:
                 break
         return kept[:wanted] or groups

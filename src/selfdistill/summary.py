@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from selfdistill.atomic import write_whole
 from selfdistill.config import Settings
 from selfdistill.evaluate import Evaluation, compare
 
@@ -29,9 +30,7 @@ def summarize(settings: Settings, base: Evaluation, trained: Evaluation, *, seco
         "truncated_difference_ci95": _rounded(comparison.truncated_difference_ci95),
         "settings": settings.model_dump(),
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(summary, indent=2) + "\n")
     return summary
 
 

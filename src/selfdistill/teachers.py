@@ -151,24 +151,24 @@ class _AdapterReader(_LiveReader):
 
     def __init__(self, policy: "Policy", *, rate: float) -> None:
         super().__init__(policy)
-        self.rate = rate
-        policy.add_adapter("teacher")
+        self.rate, self.name = rate, "average" if rate else "start"
+        policy.add_adapter(self.name)
 
     @contextmanager
     def reading(self) -> Iterator["Policy"]:
-        with self.policy.use_adapter("teacher"), evaluating(self.policy) as policy:
+        with self.policy.use_adapter(self.name), evaluating(self.policy) as policy:
             yield policy
 
     def update(self) -> None:
         if self.rate:
             student = self.policy.adapter_parameters("default")
-            _follow(self.policy.adapter_parameters("teacher"), student, self.rate)
+            _follow(self.policy.adapter_parameters(self.name), student, self.rate)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: p.detach().cpu() for name, p in self.policy.adapter_parameters("teacher").items()}
+        return {name: p.detach().cpu() for name, p in self.policy.adapter_parameters(self.name).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        _copy_into(self.policy.adapter_parameters("teacher"), state)
+        _copy_into(self.policy.adapter_parameters(self.name), state)
 
 
 class _CopyReader:

@@ -1,12 +1,13 @@
 """The embedded engine: transformers' `generate` with a static cache, log-probs gathered step by step."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from selfdistill.contexts import student_messages
 from selfdistill.models import Policy
@@ -71,7 +72,9 @@ class TransformersSampler:
         ids = self.policy.chat.encode(student_messages(problem), self.thinking)
         name = problem.id or str(problem.prompt)[:40]
         if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
-            raise ValueError(f"the prompt of {name!r} has {len(ids)} tokens, above sampling.max_prompt_length = {self.max_prompt_length}; raise it or filter the data")
+            raise ValueError(
+                f"the prompt of {name!r} has {len(ids)} tokens, above sampling.max_prompt_length = {self.max_prompt_length}; raise it or filter the data"
+            )
         limit = self.policy.max_length
         if limit is not None and len(ids) + self.max_completion_length > limit:
             raise ValueError(
@@ -82,16 +85,16 @@ class TransformersSampler:
 
     def _generate(self, prompts: Sequence[list[int]]) -> list[tuple[list[int], list[float], bool]]:
         """(completion ids, their log-probs, truncated) a prompt, from one batch."""
-        policy, tokenizer = self.policy, self.policy.tokenizer
+        policy = self.policy
         stops = _stop_ids(policy)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
+        pad = policy.tokenizer.pad_token_id if policy.tokenizer.pad_token_id is not None else stops[0]
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=policy.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
         recorder = _Recorder(temperature=self.temperature or 1.0, vocab_size=policy.vocab_size, prompt_width=width)
         choice = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.temperature else {"do_sample": False}
-        with evaluating(policy), policy.autocast():
-            out = policy.model.generate(
+        with evaluating(policy), policy.autocast(), _own_settings_only(policy.base):
+            out = policy.base.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=self.max_completion_length,
@@ -106,7 +109,7 @@ class TransformersSampler:
 
 
 class _Recorder(LogitsProcessor):
-    """Keeps the last step's log-softmax only, and gathers each chosen token's from it one step later.
+    """Keeps the last step's logits only, and gathers each chosen token's log-prob from them one step later.
 
     First of all processors, so it sees the distribution before temperature, top-p and top-k; tokens beyond the tokenizer's
     vocabulary are never sampled.
@@ -114,14 +117,15 @@ class _Recorder(LogitsProcessor):
 
     def __init__(self, *, temperature: float, vocab_size: int, prompt_width: int) -> None:
         self.temperature, self.vocab_size, self.width = temperature, vocab_size, prompt_width
-        self.last: Tensor | None = None
+        self.logits: Tensor | None = None
+        self.log_total: Tensor | None = None
         self.chosen: list[Tensor] = []
 
     def __call__(self, input_ids: Int[Tensor, "batch width"], scores: Float[Tensor, "batch padded_vocab"]) -> Float[Tensor, "batch padded_vocab"]:
-        if scores.shape[-1] > self.vocab_size:
-            scores = scores.index_fill(-1, torch.arange(self.vocab_size, scores.shape[-1], device=scores.device), -torch.inf)
+        # generate hands over a copy of its own
+        scores[:, self.vocab_size :] = -torch.inf
         self._gather(input_ids)
-        self.last = (scores.float() / self.temperature).log_softmax(-1)
+        self.logits, self.log_total = scores, (scores / self.temperature).logsumexp(-1)
         return scores
 
     def finish(self, output: Int[Tensor, "batch width"]) -> Float[Tensor, "batch steps"]:
@@ -130,15 +134,28 @@ class _Recorder(LogitsProcessor):
         return torch.stack(self.chosen, dim=1)
 
     def _gather(self, input_ids: Int[Tensor, "batch width"]) -> None:
-        if self.last is not None:
-            self.chosen.append(self.last.gather(-1, input_ids[:, -1:])[:, 0])
+        if self.logits is not None and self.log_total is not None:
+            self.chosen.append(self.logits.gather(-1, input_ids[:, -1:])[:, 0] / self.temperature - self.log_total)
+
+
+@contextmanager
+def _own_settings_only(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own generation settings: their penalties would sample from another distribution than the trainer's."""
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    if model.device.type == "cpu":
+        # transformers keeps the longest cache yet, to spare compilations; here it would make results depend on earlier calls
+        model._previous_max_cache_length = -1
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _stop_ids(policy: Policy) -> list[int]:
-    """The tokenizer's end of sequence, and those of the model's generation settings."""
+    """The tokenizer's end of sequence, those of the model's generation settings, and what closes a turn of the chat."""
     configured = policy.base.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
-    return list(dict.fromkeys(i for i in (policy.tokenizer.eos_token_id, *listed) if i is not None))
+    return list(dict.fromkeys(i for i in (policy.tokenizer.eos_token_id, *listed, policy.chat.end_id) if i is not None))
 
 
 def _cut(row: list[int], logp: list[float], stops: Sequence[int]) -> tuple[list[int], list[float], bool]:

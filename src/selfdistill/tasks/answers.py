@@ -6,12 +6,12 @@ import re
 BOXED = "\\boxed{"
 HASHES = "####"
 MARK = re.compile(r"####|\banswer\b(?:\s+is\b|\**\s*[:=])\**\s*:?", re.IGNORECASE)
-LONGEST = 400
+LONGEST = 200
 """Characters; a longer answer is compared as text, since a parser may take minutes over it."""
 TEXT = re.compile(r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")
 UNIT = re.compile(r"(?P<formula>.*[\d)}\]])(?:\s*(?P<short>[mck]?m|kg|m?g|ml|ft|in|hrs?|mph)|\s+(?P<long>[A-Za-z]{3,}(?:\s[A-Za-z]+){0,2}))(?:\^\{?[23]\}?)?")
 COMMAND = re.compile(r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+")
-EXPLOSIVE = re.compile(r"(\^|\*\*)[{(\s]*\d{5,}|\d[)}\s]*(\^|\*\*)[{(\s]*\d+[)}\s]*(\^|\*\*)|\d{5,}\s*!|![\s)]*!")
+EXPLOSIVE = re.compile(r"(\^|\*\*)[{(\s]*\d{5,}|\d[)}\s]*(\^|\*\*)[{(\s]*\d+[)}\s]*(\^|\*\*)|\d{5,}[)}\s]*!|![\s)]*!")
 """Powers of powers, powers to enormous exponents and factorials of factorials, which sympy writes out in full."""
 SPELLINGS = (
     (re.compile(r"\\[dt]frac"), r"\\frac"),
@@ -36,7 +36,7 @@ def final_answer(completion: str, *, multiline: bool = False) -> str | None:
     if not marks:
         return None
     following = text[marks[-1].end() :].strip()
-    return following if multiline else following.split("\n", 1)[0].strip().strip("*").rstrip(".").strip()
+    return (following if multiline else following.split("\n", 1)[0].strip().strip("*").rstrip(".").strip()) or None
 
 
 def gold_answer(text: str) -> str | None:

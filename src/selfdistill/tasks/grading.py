@@ -1,58 +1,139 @@
-"""Rewards on rollouts, in place: by the task's verifier or by a user's reward function."""
+"""Rewards on rollouts, in place: by the task's verifier, in processes that can be killed, or by a user's reward function."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from selfdistill.tasks import Task
+from selfdistill.tasks.isolation import WORKERS, run_isolated
 from selfdistill.types import Group, Problem, Rollout
 
-RewardFunction = Callable[..., Sequence[float | None]]
+log = logging.getLogger(__name__)
+
+RewardFunction = Callable[..., Iterable[float | None]]
+"""f(prompts, completions, **columns) -> one number or None a completion; None takes the rollout out of the loss."""
+Pairs = Sequence[tuple[Problem, Rollout]]
 
 
-def grade(groups: Sequence[Group], task: Task, *, reward: RewardFunction | None = None) -> None:
+@dataclass(frozen=True)
+class Weighted:
+    """Several reward functions as one: the weighted sum of what each says; one that says None has no part in it (as in TRL)."""
+
+    rewards: tuple[RewardFunction, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rewards or len(self.rewards) != len(self.weights):
+            raise ValueError(f"{len(self.rewards)} reward functions need as many weights, not {len(self.weights)}")
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float | None]:
+        inputs = {"prompts": prompts, "completions": completions} | columns
+        every = [_called(reward, inputs, count=len(completions)) for reward in self.rewards]
+        said = [[w * value for w, value in zip(self.weights, values, strict=True) if value is not None] for values in zip(*every, strict=True)]
+        return [sum(values) if values else None for values in said]
+
+
+def grade(groups: Sequence[Group], task: Task, *, reward: RewardFunction | None = None, timeout_s: float = 10.0, workers: int = WORKERS) -> None:
     """Sets every rollout's reward, and what the environment says of it where the task speaks.
 
-    Raises ValueError where a reward function returns the wrong count or raises.
+    A verifier that is late or dies scores 0, with a warning that counts them. Raises ValueError where a verifier raises, and
+    where a reward function raises or returns anything but one number or None a completion.
     """
     pairs = [(g.problem, r) for g in groups for r in g.rollouts]
     if reward is not None:
         rewards = call_reward(reward, pairs)
+    elif getattr(task, "isolated", False):
+        rewards = _verify_isolated(task, pairs, timeout_s=timeout_s, workers=workers)
     else:
-        rewards = [task.verify(p, r.text) for p, r in pairs]
+        rewards = _verify_inline(task, pairs)
     speaks = getattr(task, "feedback", None)
     for (problem, rollout), value in zip(pairs, rewards, strict=True):
-        rollout.reward = None if value is None else float(value)
-        if speaks is not None and rollout.reward is not None and rollout.reward < 1:
+        rollout.reward = value
+        if speaks is not None and value is not None and value < 1:
             rollout.feedback["environment"] = speaks(problem, rollout.text)
 
 
-def call_reward(reward: RewardFunction, pairs: Sequence[tuple[Problem, Rollout]]) -> list[float | None]:
-    """f(prompts, completions, **columns) -> one number or None a completion, as TRL's reward functions."""
-    name = getattr(reward, "__qualname__", repr(reward))
-    columns = _accepted(reward, _columns([problem for problem, _ in pairs]))
+def call_reward(reward: RewardFunction, pairs: Pairs) -> list[float | None]:
+    """f(prompts, completions, **columns) with everything the dataset knows, one list a column, as TRL calls reward functions.
+
+    Prompts are as the dataset gave them. A completion is a string, or one assistant message where the prompt is a chat.
+    """
+    problems, rollouts = [problem for problem, _ in pairs], [rollout for _, rollout in pairs]
+    inputs = _columns(problems) | {
+        "prompts": [p.prompt if isinstance(p.prompt, str) else list(p.prompt) for p in problems],
+        "completions": [r.text if isinstance(p.prompt, str) else [{"role": "assistant", "content": r.text}] for p, r in pairs],
+        "completion_ids": [r.completion_ids for r in rollouts],
+    }
+    # its parts are checked one by one and named in errors themselves
+    return reward(**inputs) if isinstance(reward, Weighted) else _called(reward, inputs, count=len(pairs))
+
+
+def _called(reward: RewardFunction, inputs: Mapping[str, Any], *, count: int) -> list[float | None]:
+    name = getattr(reward, "__qualname__", type(reward).__name__)
+    accepted = _accepted(reward, inputs, name)
     try:
-        values = list(reward([p.prompt for p, _ in pairs], [r.text for _, r in pairs], **columns))
+        returned: Any = reward(**accepted)
     except Exception as error:  # a user's code may raise anything; the run stops with its words
         raise ValueError(f"the reward function {name} raised {type(error).__name__}: {error}") from error
-    if len(values) != len(pairs):
-        raise ValueError(f"the reward function {name} returned {len(values)} values for {len(pairs)} completions; return one float (or None) each")
-    for value in values:
-        if value is not None and not isinstance(value, int | float):
-            raise ValueError(f"the reward function {name} returned {value!r}, which is neither a number nor None")
-    return values
+    returned = returned.tolist() if hasattr(returned, "tolist") else returned
+    if not isinstance(returned, Iterable) or isinstance(returned, str | Mapping):
+        raise ValueError(f"the reward function {name} returned {returned!r:.60} for {count} completions; return a list with one number (or None) each")
+    values = list(returned)
+    if len(values) != count:
+        raise ValueError(f"the reward function {name} returned {len(values)} values for {count} completions; return one number (or None) each")
+    return [_number(value, f"the reward function {name}") for value in values]
+
+
+def _accepted(reward: RewardFunction, inputs: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a function takes: everything with **columns, else what it names."""
+    parameters = inspect.signature(reward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(inputs)
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in inputs]
+    if missing:
+        raise ValueError(f"the reward function {name} asks for {missing[0]!r}, which is no column; there are {', '.join(sorted(inputs))}")
+    return {p.name: inputs[p.name] for p in parameters if p.name in inputs}
 
 
 def _columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
-    """Everything a dataset knows, one list a column."""
-    names = {name for p in problems for name in p.columns}
+    names = sorted({name for p in problems for name in p.columns})
     own = {n: [getattr(p, n) for p in problems] for n in ("answer", "solution", "privileged_context")}
-    return own | {n: [p.columns.get(n) for p in problems] for n in sorted(names)}
+    return {n: [p.columns.get(n) for p in problems] for n in names} | own
 
 
-def _accepted(function: RewardFunction, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """The columns a function takes: all of them with **columns, else those it names."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return dict(columns)
-    return {name: values for name, values in columns.items() if name in {p.name for p in parameters}}
+def _verify_inline(task: Task, pairs: Pairs) -> list[float | None]:
+    name = _verifier(task)
+    try:
+        values = [task.verify(problem, rollout.text) for problem, rollout in pairs]
+    except Exception as error:  # a user's code may raise anything; the run stops with its words
+        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
+    return [_number(value, name) for value in values]
+
+
+def _verify_isolated(task: Task, pairs: Pairs, *, timeout_s: float, workers: int) -> list[float | None]:
+    outcomes = run_isolated(task.verify, [(problem, rollout.text) for problem, rollout in pairs], timeout_s=timeout_s, workers=workers)
+    late = [rollout.text for (_, rollout), outcome in zip(pairs, outcomes, strict=True) if outcome.late]
+    if late:
+        counts = f"{len(late)} of {len(pairs)} completions"
+        log.warning("%s was not done within %g s, or crashed, on %s; they score 0: %.80r", _verifier(task), timeout_s, counts, late[0])
+    for outcome in outcomes:
+        if outcome.error:
+            raise ValueError(f"{_verifier(task)} raised {outcome.error}")
+    return [0.0 if outcome.late else _number(outcome.value, _verifier(task)) for outcome in outcomes]
+
+
+def _verifier(task: Task) -> str:
+    return f"the verifier of {type(task).__name__}"
+
+
+def _number(value: Any, who: str) -> float | None:
+    """A reward as a float. Raises ValueError unless it is a finite number or None."""
+    if value is None:
+        return None
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{who} returned {value!r:.60}, which is neither a finite number nor None")
+    return float(value)

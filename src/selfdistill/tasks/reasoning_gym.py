@@ -1,112 +1,162 @@
-"""Any generator of the reasoning-gym library as a task: fresh problems by seed, right where its scorer says 1 on the final answer."""
+"""Any generator of the reasoning-gym library as a task: fresh problems by seed, right where its scorer gives full marks."""
 
+import hashlib
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from selfdistill.imports import nearest
 from selfdistill.tasks.answers import final_answer
-from selfdistill.tasks.isolation import Isolated
-from selfdistill.templates import ENGLISH
 from selfdistill.types import Problem
 
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "test"]
+Entry = Mapping[str, Any]
 INSTRUCTION = "Think step by step. End with a line 'Answer: ' followed by the final answer alone."
-PLAIN = re.compile(r"[-+*/(). \d]{1,200}")
-POWER = re.compile(r"\*\*|\d{7,}")
-
-
-def score_entry(generator: str, knobs: dict[str, Any], answer: str, entry: dict[str, Any]) -> float:
-    """1 where the library's scorer gives full marks; partial credit for substrings counts as 0."""
-    import reasoning_gym
-
-    dataset = reasoning_gym.create_dataset(generator, size=1, seed=0, **knobs)
-    return float(dataset.score_answer(answer, entry) == 1)
-
-
-_score = Isolated(score_entry, timeout_s=10.0, late=0.0)
+TEST_SHARE = 5
+"""One question in five is held out by its hash, whatever the sizes, seeds and knobs."""
+CHUNK = 500
+"""Problems made at a time: the library's own default, which every generator can make."""
+PATIENCE = 4
+"""Draws beyond those expected after which a generator has no more new questions."""
+DIGITS = re.compile(r"(?!.*\*\s*\*)(?!.*\d{7})[-+*/(). \d]{1,200}")
+NAME = r"(?<![A-Za-z])(?:[A-Za-z]|a?(?:sin|cos|tan)h?|exp|log|sqrt|Abs|pi)(?![A-Za-z])"
+FORMULA = re.compile(rf"(?!.*\d{{10}})(?:{NAME}|\*\*\s*\(?-?\d{{1,2}}(?!\d)|\d|\*(?!\s*\*)|[-+/(). ]){{1,400}}")
+EVALUATED: Mapping[str, re.Pattern[str]] = {
+    **dict.fromkeys(("countdown", "puzzle24"), DIGITS),
+    **dict.fromkeys(("polynomial_multiplication", "simple_integration", "intermediate_integration"), FORMULA),
+    **dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix", "n_queens"), re.compile(r"[^()*]*")),
+}
+"""Generators whose scorer executes the answer as Python: all it is ever given are plain formulas, or text without a call."""
+EXACT = frozenset({"game_of_life_halting"})
+"""Generators whose scorer calls any text right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningGym:
-    """Problems of one generator. No question of the test split is in the training split."""
+    """Problems of one generator; no question of the test split is in the training split of any seed.
+
+    Raises ValueError on an unknown generator or a setting it refuses.
+    """
 
     generator: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
     """The generator's own settings."""
     num_train: int = 2000
     num_test: int = 500
+    """Both at most: a generator with few questions gives fewer."""
     seed: int = 0
     instruction: str = INSTRUCTION
+    isolated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         from reasoning_gym.factory import DATASETS
 
         if self.generator not in DATASETS:
             raise ValueError(f"reasoning-gym has no generator {self.generator!r}{nearest(self.generator, DATASETS)}")
+        _make(self.generator, self.knobs, seed=0, size=1)
 
-    @property
-    def templates(self) -> Mapping[str, str]:
-        return ENGLISH
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings alone: the rest is made again from them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def problems(self, split: Split) -> list[Problem]:
+        return self._problems[split]
+
+    def verify(self, problem: Problem, completion: str) -> float:
+        """1 where the library's scorer gives the final answer full marks; partial credit for substrings counts as 0."""
+        gold = problem.answer
+        answer = final_answer(completion, multiline="\n" in gold or not gold)
+        if answer is None:
+            return 0.0
+        answers = dict.fromkeys(text for text in (answer, answer.strip("`*$. \n")) if text)
+        return float(any(text in (gold, gold.strip()) or self._scores(text, problem.columns["entry"]) for text in answers))
 
     @cached_property
-    def _problems(self) -> tuple[list[Problem], list[Problem]]:
-        test = self._draw(self.num_test, seed=2 * self.seed + 1, without=set())
-        return self._draw(self.num_train, seed=2 * self.seed, without={str(p.prompt) for p in test}), test
+    def _scorer(self) -> Any:
+        return _make(self.generator, self.knobs, seed=0, size=1)
 
-    def problems(self, split: Literal["train", "test"]) -> list[Problem]:
-        return self._problems[split == "test"]
+    @cached_property
+    def _problems(self) -> dict[Split, list[Problem]]:
+        wanted: dict[Split, int] = {"train": self.num_train, "test": self.num_test}
+        found: dict[Split, dict[str, Problem]] = {"train": {}, "test": {}}
+        for i, entry in enumerate(self._entries()):
+            split: Split = "test" if _hash(entry["question"]) % TEST_SHARE == 0 else "train"
+            if len(found[split]) < wanted[split]:
+                found[split].setdefault(entry["question"], self._problem(entry, f"{self.generator}-{self.seed}-{i}"))
+            if all(len(found[s]) >= wanted[s] for s in wanted):
+                break
+        for name, n in wanted.items():
+            if len(found[name]) < n:
+                log.warning("%s has only %d different questions for the %s split, not %d", self.generator, len(found[name]), name, n)
+        return {s: list(problems.values()) for s, problems in found.items()}
 
-    def _draw(self, n: int, *, seed: int, without: set[str]) -> list[Problem]:
-        import reasoning_gym
+    def _entries(self) -> Iterator[Entry]:
+        """The generator's rows in order, from a stretch of its random streams that belongs to this seed."""
+        expected = max(self.num_test * TEST_SHARE, self.num_train * TEST_SHARE // (TEST_SHARE - 1))
+        for start in range(0, PATIENCE * expected + CHUNK, CHUNK):
+            # row i of the library's seed s is drawn from s + i, so chunks lie end to end and seeds far apart
+            dataset = _make(self.generator, self.knobs, seed=self.seed * 1_000_000_007 + start, size=CHUNK)
+            yield from (dataset[i] for i in range(CHUNK))
 
-        try:
-            dataset = reasoning_gym.create_dataset(self.generator, size=2 * n, seed=seed, **self.knobs)
-        except (TypeError, AssertionError) as error:
-            raise ValueError(f"reasoning-gym's {self.generator!r} refuses the settings {dict(self.knobs)}: {error}") from error
-        found: dict[str, Problem] = {}
-        for i, entry in enumerate(dataset):
-            if len(found) < n and entry["question"] not in without:
-                found.setdefault(entry["question"], self._problem(entry, f"{self.generator}-{seed}-{i}"))
-        return list(found.values())
-
-    def _problem(self, entry: Mapping[str, Any], name: str) -> Problem:
+    def _problem(self, entry: Entry, name: str) -> Problem:
+        answer = entry["answer"]
         return Problem(
             prompt=entry["question"],
-            answer=str(entry["answer"]),
+            answer="" if answer is None else str(answer),
             solution=_solution(self.generator, entry),
             instruction=self.instruction,
             id=name,
             columns={"entry": dict(entry)},
         )
 
-    def verify(self, problem: Problem, completion: str) -> float:
-        """Scored in a killable process; a generator whose scorer executes the answer only ever sees plain arithmetic."""
-        answer = final_answer(completion)
-        if answer is None or (self.generator == "countdown" and (not PLAIN.fullmatch(answer) or POWER.search(answer))):
-            return 0.0
-        if answer == problem.answer:
-            return 1.0
-        return _score(self.generator, dict(self.knobs), answer, problem.columns["entry"])
+    def _scores(self, answer: str, entry: Entry) -> bool:
+        """Whether the library's scorer gives full marks."""
+        allowed = EVALUATED.get(self.generator)
+        if self.generator in EXACT or (allowed and not allowed.fullmatch(answer)):
+            return False
+        if self.generator == "puzzle24" and Counter(map(int, re.findall(r"\d+", answer))) != Counter(entry["metadata"]["numbers"]):
+            return False
+        try:
+            return self._scorer.score_answer(answer, dict(entry)) == 1
+        except Exception as error:  # scorers raise anything on text that is no answer
+            log.debug("the scorer of %s raised %r on %.80r", self.generator, error, answer)
+            return False
 
 
-def _solution(generator: str, entry: Mapping[str, Any]) -> str:
-    """A worked solution: the library's own, or running sums for chains of + and -."""
-    worked = entry.get("metadata", {}).get("answer_cot")
+def _make(generator: str, knobs: Mapping[str, Any], *, seed: int, size: int) -> Any:
+    """The library's dataset. Raises ValueError where it refuses its settings."""
+    import reasoning_gym
+
+    try:
+        return reasoning_gym.create_dataset(generator, size=size, seed=seed, **knobs)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"reasoning-gym's {generator!r} refuses the settings {dict(knobs)}: {error}") from error
+
+
+def _hash(question: str) -> int:
+    return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8])
+
+
+def _solution(generator: str, entry: Entry) -> str:
+    """A worked solution that ends as the instruction asks: the library's own, or running sums for chains of + and -."""
+    worked = entry["metadata"].get("answer_cot")
     if worked:
-        return str(worked)
-    return _running_sums(str(entry["question"]), str(entry["answer"])) if generator == "chain_sum" else ""
+        return re.sub(r"\n*####\s*.*$", f"\nAnswer: {entry['answer']}", str(worked))
+    return _running_sums(entry["metadata"]["expression"]) if generator == "chain_sum" else ""
 
 
-def _running_sums(question: str, answer: str) -> str:
-    """"3 + 4 = 7", "7 - 2 = 5", ... and the answer."""
-    terms = re.findall(r"([-+]?)\s*(\d+)", question.split(":")[-1])
-    total, lines = 0, []
-    for i, (sign, digits) in enumerate(terms):
-        value = -int(digits) if sign == "-" else int(digits)
-        if i:
-            lines.append(f"{total} {sign} {digits} = {total + value}")
-        total += value
-    assert str(total) == answer, (question, answer)
-    return "\n".join([*lines, f"Answer: {answer}"])
+def _running_sums(expression: str) -> str:
+    """A line a sum, then the answer: "3 + 4 - 2" gives "3 + 4 = 7", "7 - 2 = 5", "Answer: 5"."""
+    first, *rest = expression.split()
+    total, lines = int(first), []
+    for operator, number in zip(rest[::2], rest[1::2], strict=True):
+        following = total + int(number) if operator == "+" else total - int(number)
+        lines.append(f"{total} {operator} {number} = {following}")
+        total = following
+    return "\n".join([*lines, f"Answer: {total}"])

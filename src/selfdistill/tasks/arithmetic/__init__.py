@@ -31,7 +31,7 @@ class Arithmetic:
     """Problems `a = 3 + 7 ; b = a * 5 ; b ?` modulo a prime, worked line by line, answered tersely."""
 
     operations: int = 5
-    modulus: int = 23
+    modulus: int = 19
     operators: str = "+-*"
     num_train: int = 4000
     num_test: int = 1000
@@ -76,7 +76,7 @@ class Arithmetic:
                 "rubric": self.rubric(program, rng),
                 "skill": f"check {operator}",
                 "mistake": f"careless {rng.choice([o for o in self.operators if o != operator] or [operator])}",
-                "shards": tuple(f"{step} ;" for step in program) + (f"{program[-1].name} ?",),
+                "shards": (*(f"{step} ;" for step in program), f"{program[-1].name} ?"),
             },
             templates=self.templates,
         )
@@ -112,7 +112,7 @@ class Arithmetic:
         assert isinstance(problem.prompt, str)
         program = parse_question(problem.prompt)
         steps = {step.name: step for step in program}
-        kept = [v.line.step.name for v in verdicts[:wrong] if v.line]
+        kept = [v.line.step.name for v in verdicts[:wrong] if v.line and not v.mended]
         mended = verdicts[wrong].line
         # the wrong step comes next where it is a step whose operands are known by then
         order = [steps[n] for n in kept] + ([steps[mended.step.name]] if mended and self._ready(steps, kept, mended.step.name) else [])

@@ -2,23 +2,24 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy.stats import mannwhitneyu
 
 from selfdistill.contexts import Privileged, Solution
-from selfdistill.divergences import ForwardKL
 from selfdistill.loading import load_policy
 from selfdistill.method import Method
+from selfdistill.models import Policy
 from selfdistill.packing import pack
 from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks.arithmetic import Arithmetic
-from selfdistill.tasks.arithmetic.checker import judge
+from selfdistill.tasks.arithmetic.checker import judge, slips
 from selfdistill.tasks.arithmetic.programs import parse_question
 from selfdistill.teachers import Frozen
 from selfdistill.types import Group, Problem
@@ -74,42 +75,29 @@ def _under(task: Arithmetic, kind: str, problem: Problem, other: Problem, rng: r
     return replace(problem, prompt=text, templates={})
 
 
-def _slip_auroc(policy: Any, task: Arithmetic, groups: list[Group]) -> float:
-    """How well minus the log-ratio under the solution ranks a slipped result above every other token of rollouts with a slip."""
-    method = Method(context=Privileged((Solution(),)), teacher=Frozen(), divergence=ForwardKL())
-    slipped: list[float] = []
-    others: list[float] = []
-    chosen = [Group(problem=g.problem, rollouts=[r for r in g.rollouts if task.first_wrong_step(g.problem, r.text) is not None][:2]) for g in groups]
+def _slip_auroc(policy: Policy, task: Arithmetic, groups: list[Group]) -> float:
+    """How well minus the log-ratio under the solution ranks slipped results above every other token of rollouts with a slip."""
+    method = Method(context=Privileged((Solution(),)), teacher=Frozen())
+    chosen = [Group(problem=g.problem, rollouts=[r for r in g.rollouts if slips(task.judge(g.problem, r.text))][:2]) for g in groups]
     for rollout in (r for g in chosen for r in g.rollouts):
         rollout.reward = 0.0
+    wrong = {tuple(r.completion_ids): slips(task.judge(g.problem, r.text)) for g in chosen for r in g.rollouts}
+    scores: tuple[list[float], list[float]] = ([], [])
     for batch in pack(training_samples(chosen, method, encode=policy.chat.encode), 20_000):
-        signals = read(policy, start_readers(method, policy), method, batch)
-        rollouts_by_sample = _sample_texts(policy, batch)
-        for sample, text in enumerate(rollouts_by_sample):
-            ratio = signals.log_ratio[batch.sample == sample].tolist()
-            wrong = _slip_positions(task, chosen, text)
-            slipped += [-x for t, x in enumerate(ratio) if t in wrong]
-            others += [-x for t, x in enumerate(ratio) if t not in wrong]
-    return float(mannwhitneyu(slipped, others).statistic / (len(slipped) * len(others)))
+        with torch.no_grad():
+            signals = read(policy, start_readers(method, policy), method, batch)
+        for sample in range(len(batch.length)):
+            own = batch.sample == sample
+            slipped = wrong[tuple(batch.token[own].tolist())]
+            for t, ratio in enumerate(signals.log_ratio[own].tolist()):
+                scores[t in slipped].append(-ratio)
+    others, slipped_scores = scores
+    if not slipped_scores:
+        return float("nan")
+    return round(float(mannwhitneyu(slipped_scores, others).statistic) / (len(slipped_scores) * len(others)), 4)
 
 
-def _sample_texts(policy: Any, batch: Any) -> list[str]:
-    return [policy.chat.decode(batch.token[batch.sample == s].tolist()) for s in range(len(batch.length))]
-
-
-def _slip_positions(task: Arithmetic, groups: list[Group], text: str) -> set[int]:
-    """Token positions of results that do not follow from their own line."""
-    problem = next(g.problem for g in groups if any(r.text == text for r in g.rollouts))
-    positions, at = set(), 0
-    for verdict in task.judge(problem, text)[:-1]:
-        length = len(verdict.text.split())
-        if verdict.line and not verdict.holds:
-            positions.add(at + length - 1)
-        at += length + 1
-    return positions
-
-
-def _mean(values: list) -> float:
+def _mean(values: Sequence[float]) -> float:
     return round(sum(values) / max(len(values), 1), 4)
 
 
@@ -121,21 +109,21 @@ library_name: transformers
 ---
 # tiny: the base of the arithmetic testbed
 
-A Qwen3-architecture model of {figures["parameters"]:,} parameters with a tokenizer of its own (one token a word, chat template), trained from
-scratch by `selfdistill pretrain tiny_base` (seed {figures["seed"]}, {figures["training_seconds"]} s) on chains of {settings["operations"]} operations modulo {settings["modulus"]}.
-It knows the facts but errs: without context each step slips at the rate it was taught.
+A Qwen3-architecture model of {figures["parameters"]:,} parameters with a tokenizer of its own (one token a word, chat template), trained
+from scratch by `selfdistill pretrain tiny_base` (seed {figures["seed"]}, {figures["training_seconds"]} s) on chains of {settings["operations"]}
+operations modulo {settings["modulus"]}. It knows the facts but errs: without context a step slips at the rate it was taught.
 
-Measured on {figures["problems"]} held-out problems at temperature 1:
+Measured on {figures["problems"]} held-out problems at temperature 1, {SAMPLES} samples each:
 
 | | |
 |---|---|
-| avg@8 without context | {figures["avg_at_8"]:.1%} |
-| pass@8 without context | {figures["pass_at_8"]:.1%} |
+| avg@{SAMPLES} without context | {figures["avg_at_8"]:.1%} |
+| pass@{SAMPLES} without context | {figures["pass_at_8"]:.1%} |
 | mean length, tokens | {figures["mean_length"]:.1f} |
 | truncated | {figures["truncated"]:.1%} |
-| AUROC of the slipped token under the solution | {figures["slip_auroc"]:.3f} |
+| AUROC of slipped results among all tokens of rollouts with a slip, by the log-ratio under the solution | {figures["slip_auroc"]:.3f} |
 
-Accuracy of one sample a problem by what the prompt also shows (`foreign_peer`: a peer of another problem):
+Accuracy by what the prompt also shows (n = {figures["problems"]}, one sample each; `foreign_peer`: a peer of another problem beside this one's answer):
 
 | context | accuracy |
 |---|---|

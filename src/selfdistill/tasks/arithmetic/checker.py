@@ -1,7 +1,7 @@
 """The exact judge of a working: which step is the first wrong one given the values the writer had, and what it should have been."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfdistill.tasks.arithmetic.programs import Line, Program, Step, compute
 
@@ -17,6 +17,13 @@ class Verdict:
     """None: the text is not a step."""
     holds: bool
     text: str
+    mended: bool = False
+    """The next line takes it back (`oops`) and redoes the step."""
+
+    @property
+    def wrong(self) -> bool:
+        """It does not hold and was let stand."""
+        return not self.holds and not self.mended
 
 
 def final_answer(completion: str) -> int | None:
@@ -26,7 +33,7 @@ def final_answer(completion: str) -> int | None:
 
 
 def judge(program: Program, completion: str, *, modulus: int) -> list[Verdict]:
-    """A verdict a step, mended steps replaced by their mending, and one for the answer line at the end."""
+    """A verdict a line, and one for the answer at the end."""
     steps = {step.name: step for step in program}
     values: dict[str, int] = {}
     verdicts: list[Verdict] = []
@@ -38,7 +45,7 @@ def judge(program: Program, completion: str, *, modulus: int) -> list[Verdict]:
             continue
         name = line.step.name
         if text.startswith("oops ") and verdicts and verdicts[-1].line and verdicts[-1].line.step.name == name:
-            verdicts.pop()
+            verdicts[-1] = replace(verdicts[-1], mended=True)
             values.pop(name, None)
         verdicts.append(Verdict(line=line, holds=_holds(line, steps, values, modulus), text=text))
         values[name] = line.result
@@ -47,8 +54,19 @@ def judge(program: Program, completion: str, *, modulus: int) -> list[Verdict]:
 
 
 def first_wrong(verdicts: list[Verdict]) -> int | None:
-    """Index of the first verdict that does not hold."""
-    return next((i for i, verdict in enumerate(verdicts) if not verdict.holds), None)
+    """Index of the first line that does not hold and is not mended."""
+    return next((i for i, verdict in enumerate(verdicts) if verdict.wrong), None)
+
+
+def slips(verdicts: list[Verdict]) -> set[int]:
+    """Which words of the completion are results that do not hold, mended ones included."""
+    found, at = set(), 0
+    for verdict in verdicts[:-1]:
+        at += len(verdict.text.split())
+        if verdict.line and not verdict.holds:
+            found.add(at - 1)
+        at += 1
+    return found
 
 
 def _parse(text: str) -> Line | None:

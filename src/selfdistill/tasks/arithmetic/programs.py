@@ -78,14 +78,11 @@ def question(program: Program) -> str:
 
 def parse_question(text: str) -> Program:
     """The program of a question. Raises ValueError on any other text."""
-    *statements, _asked = text.split(" ; ")
-    steps = []
-    for statement in statements:
-        words = statement.split()
-        if len(words) != 5 or words[1] != "=":
-            raise ValueError(f"{statement!r} is not a step of the arithmetic task: name = operand operator operand")
-        steps.append(Step(words[0], _operand(words[2]), words[3], _operand(words[4])))
-    return tuple(steps)
+    words = [statement.split() for statement in text.split(" ; ")[:-1]]
+    program = tuple(Step(w[0], _operand(w[2]), w[3], _operand(w[4])) for w in words if len(w) == 5)
+    if not program or question(program) != text:
+        raise ValueError(f"{text!r} is not a question of the arithmetic task, such as 'a = 3 + 7 ; b = a * 5 ; b ?'")
+    return program
 
 
 def _operand(word: str) -> Operand:
@@ -93,10 +90,13 @@ def _operand(word: str) -> Operand:
 
 
 def canonical_hash(program: Program) -> int:
-    """Equal for programs that differ in names alone: what decides which split a problem belongs to."""
-    renamed = {step.name: f"v{i}" for i, step in enumerate(program)}
-    text = ";".join(f"{renamed.get(s.left, s.left)}{s.op}{renamed.get(s.right, s.right)}" for s in program)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    """Equal for programs that compute one expression, whatever its names, order of steps and of commuting operands."""
+    texts: dict[Operand, str] = {}
+    for step in program:
+        sides = [texts.get(o, str(o)) for o in (step.left, step.right)]
+        left, right = sides if step.op == "-" else sorted(sides)
+        texts[step.name] = f"({left}{step.op}{right})"
+    return int.from_bytes(hashlib.sha256(texts[program[-1].name].encode()).digest()[:8])
 
 
 def random_order(program: Program, rng: random.Random) -> list[Step]:

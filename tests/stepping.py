@@ -1,0 +1,129 @@
+"""A whole step without an optimizer, and hand-made token signals: what comparisons of losses and gradients are made of."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from selfdistill.heads import Head
+from selfdistill.loss import objective
+from selfdistill.method import Method
+from selfdistill.methods import METHODS, WRAPPERS
+from selfdistill.methods.build import build_method
+from selfdistill.models import Policy
+from selfdistill.packing import pack
+from selfdistill.reading import read, start_readers
+from selfdistill.samples import training_samples
+from selfdistill.sampling.transformers import TransformersSampler
+from selfdistill.scoring import Reading, score
+from selfdistill.teachers import Frozen
+from selfdistill.types import Batch, Group, Packed, Rollout, TokenSignals, TrainingSample, View
+
+NAMES = [f.__name__ for f in METHODS] + [f"{w.__name__}({inner})" for w in WRAPPERS for inner in ("hsd", "opsd", "purified_opsd")]
+
+
+def method_named(name: str) -> Method:
+    """A method whose teacher needs no second checkpoint."""
+    method = build_method(name, {}, max_completion_length=16)
+    return replace(method, teacher=Frozen()) if name == "opd" else method
+
+
+def prepared(method: Method, groups: list[Group], policy: Policy) -> list[Group]:
+    """Groups after the method's feedback stages."""
+    for write in method.feedback:
+        write(groups, TransformersSampler(policy=policy, max_completion_length=16))
+    return groups
+
+
+def perturb(policy: Policy, *, size: float = 0.03, seed: int = 1) -> None:
+    """Moves every weight a little, as training would: teachers kept from before now differ from the student."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(size * torch.randn(p.shape, generator=generator))
+
+
+def gradient_of(policy: Policy) -> Tensor:
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in policy.parameters()])
+
+
+def step(method: Method, policy: Policy, groups: list[Group], *, budget: int = 10**6, chunk: int | None = None, readers=None):
+    """(loss, gradient, signals) of a whole step."""
+    policy.zero_grad()
+    total, signals = 0.0, []
+    readers = readers or start_readers(method, policy)
+    for batch in pack(training_samples(groups, method, encode=policy.chat.encode), budget):
+        found = read(policy, readers, method, batch, chunk=chunk)
+        loss, _ = objective(method, found)
+        loss.backward()
+        total += float(loss.detach())
+        signals.append(found)
+    return total, gradient_of(policy), signals
+
+
+def batch_of(lengths: Sequence[int], *, rewards: Sequence[float] | None = None, teachers: int = 1, seed: int = 0, vocab: int = 11, **scales: float) -> Batch:
+    """A packed batch of random rollouts, each read by `teachers` identical views; scales are the samples' own."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for i, length in enumerate(lengths):
+        ids = torch.randint(0, vocab, (length,), generator=generator).tolist()
+        logp = (-3 * torch.rand(length, generator=generator)).tolist()
+        rollout = Rollout(prompt_ids=[0, 1], completion_ids=ids, behavior_logp=logp, text="", index=i, reward=rewards[i] if rewards else 0.0)
+        views = [{"teacher": View(messages=(), prompt_ids=(2,))}] * teachers or [{}]
+        scales = scales or {"distill_scale": 1.0}
+        samples += [TrainingSample(rollout=rollout, views=v, advantage=rollout.reward or 0.0, **scales) for v in views]
+    (batch,) = pack(samples, 10**6)
+    return batch
+
+
+def signals_of(batch: Batch, *, seed: int = 0, **given: Tensor) -> TokenSignals:
+    """Random scalars per token in place of what a model would say; `given` replaces any of them."""
+    generator = torch.Generator().manual_seed(seed)
+    names = ("logp", "policy_logp", "entropy", "target_logp", "target_entropy", "divergence", "reference_kl")
+    values = {name: torch.rand(len(batch.token), generator=generator) * (-1 if "logp" in name else 1) for name in names}
+    return TokenSignals(batch=batch, **(values | given))
+
+
+def score_tensors(
+    method: Method,
+    *,
+    hidden: Tensor,
+    head: Head,
+    views: dict[str, tuple[Tensor, Head]],
+    token: Tensor,
+    chunk: int | None = None,
+) -> TokenSignals:
+    """Scoring on bare tensors: one rollout of the given tokens, every view read by the given states and head."""
+    ids = token.tolist()
+    rollout = Rollout(prompt_ids=[0], completion_ids=ids, behavior_logp=[0.0] * len(ids), text="", reward=1.0)
+    sample = TrainingSample(rollout=rollout, views={r: View(messages=(), prompt_ids=(0,)) for r in views}, advantage=0.0, distill_scale=1.0 / len(ids))
+    (batch,) = pack([sample], 10**6)
+    readings = {role: Reading(hidden=h, head=w) for role, (h, w) in views.items()}
+    return score(method, batch, hidden=hidden, head=head, readings=readings, chunk=chunk)
+
+
+class ScriptedSampler:
+    """A sampler whose groups' rewards are written down; every rollout has five tokens."""
+
+    def __init__(self, *rewards: list[float | None]) -> None:
+        self.rewards, self.asked = list(rewards), []
+
+    def sample(self, problems, n):
+        self.asked.append(len(problems))
+        return [Group(problem=p, rollouts=[self._rollout(5, r, i) for i, r in enumerate(self.rewards.pop(0))]) for p in problems]
+
+    def write(self, problem, text):
+        return self._rollout(len(text), None, 0)
+
+    def sync(self, policy, version):
+        """Nothing to take over."""
+
+    def _rollout(self, length: int, reward: float | None, index: int) -> Rollout:
+        return Rollout(prompt_ids=[1], completion_ids=list(range(length)), behavior_logp=[-1.0] * length, text="x", reward=reward, index=index)
+
+
+def packed_tokens(batch: Batch) -> int:
+    """Tokens of every row that any weights read."""
+    rows: list[Packed] = [batch.student, *batch.views.values(), *([batch.student] if batch.reads_initial else [])]
+    return sum(len(packed.input_ids) for packed in rows)

@@ -1,0 +1,281 @@
+"""The command line from end to end on a tiny random model: what it leaves behind, what it says, and how it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_models import WORDS, tiny_model, tiny_tokenizer
+
+import selfdistill
+from selfdistill.cli import main
+from selfdistill.methods import METHODS, WRAPPERS
+
+RECIPE = """
+method = "hsd"
+task = "data.jsonl"
+model = "base"
+reward = "mine:reward"
+steps = 3
+prompts_per_step = 2
+output_dir = "run"
+log_samples_every = 2
+[sampling]
+num_generations = 3
+max_completion_length = 6
+[optimizer]
+lr = 1e-2
+[eval]
+num_problems = 3
+num_samples = 2
+"""
+MINE = """
+from selfdistill import Method, Problem
+from selfdistill.methods import opsd
+
+def reward(prompts, completions, *, answer, **columns):
+    return [float(len(c.split()) % 2) for c in completions]
+
+def short(prompts, completions):
+    return [1.0]
+
+def breaks(prompts, completions):
+    raise KeyError("gold")
+
+def halved(*, clip: float) -> Method:
+    return opsd(clip=clip / 2)
+
+class Following:
+    templates = {}
+    def problems(self, split):
+        return [Problem(prompt=f"w{i}", answer=f"w{i + 1}", solution=f"w{i + 1}", id=str(i)) for i in range(4)]
+    def verify(self, problem, completion):
+        return float(problem.answer in completion)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder outside the repository with a model, data, a recipe and a user's own code."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny_model().save_pretrained(folder / "base")
+    tiny_tokenizer().save_pretrained(folder / "base")
+    shutil.copytree(folder / "base", folder / "bare", ignore=shutil.ignore_patterns("token*", "chat*"))
+    rows = [{"prompt": f"{WORDS[i]} {WORDS[i + 1]}", "answer": WORDS[i + 2], "solution": f"{WORDS[i]} {WORDS[i + 2]}"} for i in range(40)]
+    lines = [json.dumps(row) for row in rows]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    (folder / "long.jsonl").write_text("\n".join([json.dumps({"prompt": "w1 " * 300, "answer": "w2", "solution": "w3"}), *lines]))
+    (folder / "nameless.jsonl").write_text(json.dumps({"question": "w1", "answer": "w2"}))
+    (folder / "empty.jsonl").write_text("")
+    (folder / "recipe.toml").write_text(RECIPE)
+    (folder / "mine.py").write_text(MINE)
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A fresh working folder with the same files."""
+    for path in set(made.iterdir()) - {made / "run"}:
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(made):
+    """A finished run, and what its command printed."""
+    command = [sys.executable, "-m", "selfdistill", "train", "recipe.toml", "--trackers", "tensorboard", "--eval.every", "2"]
+    done = subprocess.run(command, cwd=made, capture_output=True, text=True, env=environment(), check=True)
+    return made / "run", done.stdout, done.stderr
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(Path(selfdistill.__file__).parents[1]), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+
+
+def refused(capsys, arguments, code=2):
+    """What a command that fails says on stderr: one line."""
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    said = capsys.readouterr().err.strip()
+    assert left.value.code == code and said.startswith("selfdistill: ") and "\n" not in said, said
+    return said
+
+
+def test_help_comes_without_torch_and_lists_every_setting():
+    code = "import sys; from selfdistill.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True).stdout
+    assert shown.strip().endswith("False")
+    for words in ("--sampling.num_generations 8", "Rollouts a prompt.", "--optimizer.betas [0.9, 0.95]", "--model.lora none", "--resume"):
+        assert words in shown, words
+
+
+def test_training_leaves_a_whole_run(trained):
+    run, shown, errors = trained
+    assert {p.name for p in run.iterdir()} == {
+        "checkpoints",
+        "evaluations",
+        "learning_curve.png",
+        "metrics.jsonl",
+        "rollouts",
+        "settings.json",
+        "summary.json",
+        "tensorboard",
+    }
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == [1, 2, 3]
+    watched = {"reward", "loss", "loss_distill", "loss_reference", "taught_share", "entropy", "target_entropy", "mean_length", "truncated", "tokens_per_s"}
+    phases = {f"seconds_{phase}" for phase in ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")}
+    assert all(watched | phases <= row.keys() for row in metrics)
+    assert "eval_avg_at_k" in metrics[1] and "eval_avg_at_k" not in metrics[2]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["difference"] == pytest.approx(summary["trained"]["avg_at_k"] - summary["base"]["avg_at_k"], abs=1e-4)
+    assert (summary["method"], summary["num_problems"], summary["num_samples"]) == ("hsd", 3, 2)
+    assert sorted(p.name for p in (run / "evaluations").iterdir()) == ["step_000000.json", "step_000002.json", "step_000003.json"]
+    assert "Error" not in errors and "Warning" not in errors
+
+
+def test_training_tells_what_it_does_without_flooding_a_file(trained):
+    run, shown, _ = trained
+    lines = shown.splitlines()
+    assert len(lines) < 40 and not [line for line in lines if "\x1b" in line or "\r" in line]
+    assert lines[0] == "hsd on data.jsonl, model base, 3 steps of 2 x 3 rollouts"
+    for words in ("aligned: ", "step 1, reward", "step 2, reward", "difference", "results    run/summary.json", "picture    run/learning_curve.png", "try next"):
+        assert words in shown, words
+    assert "step 3, reward" not in shown
+
+
+def test_the_exported_model_is_the_trained_one(trained, here, capsys):
+    run, _, _ = trained
+    main(["export", str(run), "--output", "out"])
+    weights = load_file(here / "out" / "model.safetensors")
+    last = load_file(run / "checkpoints" / "step_000003" / "model.safetensors")
+    base = load_file(here / "base" / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert weights[name].equal(last[name]) and not weights[name].equal(base[name])
+    capsys.readouterr()
+    assert "out is not empty" in refused(capsys, ["export", str(run), "--output", "out"])
+
+
+def test_eval_measures_a_run_under_its_own_settings(trained, here, capsys):
+    run, _, _ = trained
+    main(["eval", str(run), "--eval.num_problems", "2", "--eval.temperature", "0", "--output", "figures.json"])
+    shown = capsys.readouterr().out
+    found = json.loads((here / "figures.json").read_text())
+    assert len(found["scores"]) == 2 and len(found["scores"][0]) == 2
+    mean = sum(map(sum, found["scores"])) / 4
+    assert f"avg@2 {mean:.4f}" in shown and "2 problems of data.jsonl" in shown
+    assert all(one == other for one, other in found["texts"]), "greedy samples of one problem are the same"
+
+
+def test_sample_answers_in_the_models_own_words(trained, here, capsys):
+    run, _, _ = trained
+    main(["sample", str(run), "w1 w2", "--n", "3", "--max-completion-length", "5"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 3
+    assert all(word in WORDS for line in lines for word in line.replace("(cut at max_completion_length)", "").split())
+
+
+def test_preview_shows_both_prompts_where_they_join_the_completion(here, capsys):
+    main(["preview", "recipe.toml", "--problems", "1", "--method", "opsd"])
+    shown = capsys.readouterr().out
+    for words in ("student, read by the student's weights", "teacher, read by the teacher's weights", "<assistant> || w", "aligned"):
+        assert words in shown, words
+    assert not (here / "run").exists()
+
+
+def test_methods_and_describe_print_what_a_method_is(capsys):
+    main(["methods"])
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0].removesuffix("(X)") for line in listed if line] == [f.__name__ for f in (*METHODS, *WRAPPERS)]
+    main(["describe", "pw_opsd", "--vs", "opsd"])
+    shown = capsys.readouterr().out
+    assert "PositionSigmoid" in shown and "SequenceMean" in shown and "divergence" not in shown
+    main(["describe", "grpo_plus(sdpo)"])
+    assert "TopKTail" in capsys.readouterr().out
+
+
+def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys):
+    own = ["--method", "mine:halved", "--method.clip", "0.1", "--task", "mine:Following", "--reward", "mine:reward", "--eval.at_end", "false"]
+    main(["train", "recipe.toml", *own])
+    assert "ForwardKL(clip=0.05)" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (here / "run" / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
+    assert {row["prompt"][-1]["content"].split()[0] for row in rows} <= {"w0", "w1", "w2", "w3"}
+    assert all(row["reward"] == float(len(row["text"].split()) % 2) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "hds"], "there is no method 'hds'; did you mean 'hsd'"),
+        (["--stepz", "3"], "there is no key 'stepz'; did you mean 'steps'"),
+        (["--method.teachr", "Live()"], "method 'hsd' has no argument 'teachr'; did you mean 'teacher'"),
+        (["--task", "nameless.jsonl"], "has no column 'prompt'"),
+        (["--task", "empty.jsonl"], "has 0 rows"),
+        (["--task", "absent.jsonl"], "'absent.jsonl' does not exist"),
+        (["--task.colums", "3"], "task 'data.jsonl' has no knob 'colums'; did you mean 'columns'"),
+        (["--task", "long.jsonl", "--prompts_per_step", "40"], "positions; lower max_completion_length"),
+        (["--sampling.max_prompt_length", "2"], "above sampling.max_prompt_length = 2"),
+        (["--tokens_per_batch", "8"], "tokens_per_batch = 8"),
+        (["--reward", "mine:short"], "the reward function short returned 1 values for"),
+        (["--reward", "mine:breaks"], "the reward function breaks raised KeyError: 'gold'"),
+        (["--reward", "mine:rewrd"], "mine has no 'rewrd'; did you mean 'reward'"),
+        (["--model", "bare"], "no tokenizer"),
+        (["--model", "./absent"], "'./absent' is not a folder"),
+        (["--trackers", "trackio"], "pip install 'selfdistill[trackers]'"),
+        (["--eval.num_problems", "0"], "eval.num_problems = 0"),
+        (["extra"], "unexpected argument 'extra'"),
+        (["--resume"], "run has no complete checkpoint to resume from"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, said):
+    assert said in refused(capsys, ["train", "recipe.toml", *arguments])
+    assert not (here / "run").exists()
+
+
+def test_bad_input_of_the_other_commands(here, capsys):
+    assert "there is no method 'opds'; did you mean" in refused(capsys, ["describe", "opds"])
+    assert "unexpected argument --foo" in refused(capsys, ["methods", "--foo"])
+    assert "there is no recipe 'quikstart'; give a .toml file" in refused(capsys, ["preview", "quikstart"])
+    assert "'./absent' is not a folder" in refused(capsys, ["sample", "./absent", "w1"])
+
+
+def test_a_run_is_not_written_over(trained, here, capsys):
+    run, _, _ = trained
+    before = (run / "metrics.jsonl").read_bytes()
+    assert "already holds a run; continue it with --resume" in refused(capsys, ["train", "recipe.toml", "--output_dir", str(run)])
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_one_sentence(here, capsys):
+    (here / "run").mkdir()
+    (here / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    assert "the disk is full; free some space" in refused(capsys, ["train", "recipe.toml", "--eval.at_end", "false"])
+
+
+def test_interrupted_and_resumed_is_the_run_that_was_not(trained, here):
+    """Ctrl-C says how to go on, and going on ends in the very same weights."""
+    run, _, _ = trained
+    command = [sys.executable, "-m", "selfdistill", "train", "recipe.toml", "--checkpoint_every", "1", "--output_dir", "stopped", "--eval.at_end", "false"]
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment())
+    saved = here / "stopped" / "checkpoints" / "step_000001" / "trainer_state.pt"
+    deadline = time.monotonic() + 120
+    while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "interrupted; stopped is whole up to its last checkpoint, continue with the same command and --resume" in said
+    assert "Traceback" not in said
+    subprocess.run([*command, "--resume"], cwd=here, env=environment(), check=True, capture_output=True)
+    for name in ("checkpoints/step_000003/model.safetensors", "rollouts/step_000003.jsonl"):
+        assert (here / "stopped" / name).read_bytes() == (run / name).read_bytes(), name

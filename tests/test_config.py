@@ -1,0 +1,166 @@
+"""Settings: what a recipe and the command line may say, and the one sentence for what they may not."""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from selfdistill.cli.overrides import parse_overrides
+from selfdistill.config import keys, load_settings, make_settings, read_recipe, read_settings, save_settings
+from selfdistill.divergences import JSD
+from selfdistill.methods import grpo_plus, hsd
+from selfdistill.methods.build import build_method
+from selfdistill.teachers import EMA, Live
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(p.name.removesuffix(".toml") for p in (files("selfdistill") / "assets" / "recipes").iterdir() if p.name != "tiny_base.toml")
+
+
+def method_of(settings):
+    return build_method(settings.method.name, settings.method.arguments, max_completion_length=settings.sampling.max_completion_length)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"stepz": 5}, "there is no key 'stepz'; did you mean 'steps'?"),
+        ({"sampling": {"temprature": 0.5}}, "there is no key 'sampling.temprature'; did you mean 'sampling.temperature'?"),
+        ({"lr": 1e-3}, "there is no key 'lr'; did you mean 'optimizer.lr'?"),
+        ({"temperature": 0.5}, "did you mean 'sampling.temperature' or 'eval.temperature'?"),
+        ({"model": {"lora": {"rank": 8}}}, "there is no key 'model.lora.rank'; did you mean 'model.lora.r'?"),
+        ({"eval": {"zzz": 1}}, "there is no key 'eval.zzz'; known here: eval.at_end, eval.batch_size"),
+        ({"steps": "many"}, "steps = 'many'"),
+        ({"steps": 0}, "steps = 0: input should be greater than or equal to 1"),
+        ({"sampling": {"top_p": 1.5}}, "sampling.top_p = 1.5: input should be less than or equal to 1"),
+        ({"model": {"dtype": "fp8"}}, "model.dtype = 'fp8': input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"trackers": ["tensorbord"]}, "'tensorboard', 'wandb' or 'trackio'"),
+        ({"model": {"lora": 5}}, "model.lora = 5"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_with_the_nearest_name(data, said):
+    with pytest.raises(ValueError, match=r"^mine\.toml: ") as caught:
+        make_settings(data, {}, origin="mine.toml")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_known_key_is_documented_and_found_again():
+    names = keys()
+    assert all(info.description for info in names.values()), [name for name, info in names.items() if not info.description]
+    assert {"model.lora.r", "optimizer.lr", "eval.at_end", "steps", "task.templates"} <= names.keys()
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert not [name for name in names if f"`{name}`" not in page]
+
+
+def test_a_name_alone_stands_for_its_table():
+    short = make_settings({"method": "opsd", "task": "arithmetic", "model": "tiny", "trackers": "wandb"}, {})
+    long = {"method": {"name": "opsd"}, "task": {"name": "arithmetic"}, "model": {"path": "tiny"}, "trackers": ["wandb"]}
+    assert short == make_settings(long, {})
+
+
+def test_overrides_win_over_the_recipe_and_add_to_its_sections():
+    recipe = {"method": {"name": "opsd", "clip": 0.1}, "model": "tiny", "sampling": {"top_k": 5, "top_p": 0.9}}
+    given = parse_overrides(["--sampling.top_k", "7", "--model.lora.r", "4", "--steps=3", "--model.gradient_checkpointing", "--reward", "none"])
+    found = make_settings(recipe, given)
+    assert (found.sampling.top_k, found.sampling.top_p, found.steps, found.reward) == (7, 0.9, 3, None)
+    assert found.model.path == "tiny" and found.model.lora.r == 4 and found.model.lora.alpha == 32 and found.model.gradient_checkpointing
+    assert found.method.arguments == {"clip": 0.1}
+    assert make_settings(recipe, {"method": "hsd"}).method.arguments == {}
+
+
+@pytest.mark.parametrize("order", [["method.teacher", "method"], ["method", "method.teacher"]])
+def test_a_new_method_keeps_its_own_arguments_in_any_order(order):
+    values = {"method": "hsd", "method.teacher": "EMA(0.05)"}
+    found = make_settings({"method": {"name": "opsd", "clip": 0.1}}, {key: values[key] for key in order})
+    assert method_of(found) == hsd(teacher=EMA(0.05))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["steps", "5"], "unexpected argument 'steps'"),
+        (["--steps", "5", "6"], "unexpected argument '6'"),
+        (["--"], "unexpected argument '--'"),
+    ],
+)
+def test_what_is_not_a_key_and_its_value_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        parse_overrides(arguments)
+
+
+def test_values_keep_their_types_and_words_stay_words():
+    given = ["--a", "1e-3", "--b", "[1, 2]", "--c", "reasoning_gym:chain_sum", "--d", "false", "--e", "EMA(rate=0.05)", "--f", "-1", "--g=x=y"]
+    assert parse_overrides(given) == {"a": 1e-3, "b": [1, 2], "c": "reasoning_gym:chain_sum", "d": False, "e": "EMA(rate=0.05)", "f": -1, "g": "x=y"}
+    assert make_settings({}, {"output_dir": 2026}).output_dir == "2026"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_shipped_recipes_load_and_come_back_equal_from_a_run(recipe, tmp_path):
+    settings = load_settings(recipe, {"method.teacher": "EMA(0.05)", "model.lora.target_modules": ["q_proj"]} if recipe == "hsd" else {})
+    save_settings(settings, tmp_path / "settings.json")
+    again = read_settings(tmp_path / "settings.json")
+    assert again == settings
+    if recipe != "grpo":
+        assert method_of(again) == method_of(settings)
+    assert settings.output_dir == f"runs/{recipe}"
+
+
+def test_recipes_hold_the_papers_settings():
+    opsd, pw, purified = (load_settings(name) for name in ("opsd", "pw_opsd", "purified_opsd"))
+    assert (opsd.optimizer.lr, opsd.optimizer.max_grad_norm, opsd.prompts_per_step, opsd.sampling.num_generations, opsd.steps) == (5e-6, 0.1, 32, 1, 100)
+    assert (opsd.sampling.temperature, opsd.sampling.top_p, opsd.sampling.top_k, opsd.sampling.max_completion_length) == (1.1, 0.95, 20, 1024)
+    assert (opsd.model.lora.r, opsd.model.lora.alpha, opsd.sampling.thinking) == (64, 128, False)
+    assert (opsd.eval.num_samples, opsd.eval.temperature, opsd.eval.top_p, opsd.eval.max_completion_length, opsd.eval.thinking) == (12, 1.0, 0.95, 38912, True)
+    assert (pw.steps, purified.steps) == (150, 200)
+    published = load_settings("hsd")
+    assert (published.optimizer.lr, published.prompts_per_step, published.sampling.num_generations, published.steps) == (1e-6, 128, 8, 1500)
+    assert (published.sampling.top_p, published.sampling.max_completion_length, published.optimizer.betas) == (0.95, 4096, (0.9, 0.95))
+    assert published.model.lora is None and method_of(published) == hsd() and isinstance(method_of(published).teacher, Live)
+    assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
+
+
+def test_recipes_are_found_by_name_by_path_and_not_by_accident(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert load_settings("quickstart").method.name == "hsd"
+    (tmp_path / "own.toml").write_text('method = "opsd"\nsteps = 3\n')
+    assert load_settings("own.toml").steps == 3
+    for name, said in (("quikstart", "did you mean 'quickstart'"), ("other.toml", "cannot be read: No such file")):
+        with pytest.raises(ValueError, match=said):
+            load_settings(name)
+    (tmp_path / "broken.toml").write_text("steps = = 3")
+    with pytest.raises(ValueError, match="is not TOML: .*line 1"):
+        load_settings("broken.toml")
+
+
+def test_the_root_shows_the_shipped_recipes():
+    assert sorted(p.name for p in (ROOT / "recipes").iterdir()) == sorted([f"{r}.toml" for r in RECIPES] + ["tiny_base.toml"])
+    assert read_recipe(str(ROOT / "recipes" / "quickstart.toml")) == tomllib.loads((ROOT / "recipes" / "quickstart.toml").read_text())
+
+
+def test_parts_are_read_from_text_and_nothing_is_evaluated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = make_settings({"method": {"name": "grpo_plus(hsd)", "direction": "JSD(beta=0.3)", "distill_coef": 0.5}}, {})
+    assert method_of(found) == grpo_plus(hsd(direction=JSD(0.3)), distill_coef=0.5)
+    for text, said in (
+        ("__import__('os').mkdir('x')", "neither a value nor a part"),
+        ("EMO(0.05)", "there is no part 'EMO'; did you mean 'EMA'"),
+        ("EMA(rat=0.05)", r"EMA\(rat=0.05\): "),
+        ("EMA(0.05))", "not the call of a part"),
+    ):
+        wrong = make_settings({"method": {"name": "hsd", "teacher": text}}, {})
+        with pytest.raises(ValueError, match=said):
+            method_of(wrong)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_misspelt_method_or_argument_names_the_nearest():
+    with pytest.raises(ValueError, match="there is no method 'pwopsd'; did you mean 'pw_opsd'"):
+        method_of(make_settings({"method": "pwopsd"}, {}))
+    with pytest.raises(ValueError, match="method 'hsd' has no argument 'teachr'; did you mean 'teacher'"):
+        method_of(make_settings({"method": {"name": "hsd", "teachr": 1}}, {}))
+
+
+def test_a_run_without_settings_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is not a run folder"):
+        read_settings(tmp_path / "settings.json")

@@ -65,7 +65,7 @@ def test_equal_rollouts_are_still_two():
 
 
 @pytest.mark.parametrize("make", [opsd, hsd, purified_opsd, sdpo_trust_region], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("budget", [100, 160, 10**6])
+@pytest.mark.parametrize("budget", [140, 200, 10**6])
 def test_micro_batches_hold_each_sample_once_within_the_budget(make, budget):
     policy = tiny_policy()
     samples = training_samples(tiny_groups(policy, problems=5, n=4), make(), encode=policy.chat.encode)

@@ -18,7 +18,7 @@ Encode = Callable[[Sequence[Message], bool | None], list[int]]
 def training_samples(groups: Sequence[Group], method: Method, *, encode: Encode) -> list[TrainingSample]:
     """One sample per rollout and teacher; rollouts without trained tokens, or without a reward that the loss reads, are left out everywhere.
 
-    A teacher of weight 0 says nothing. Raises ValueError on a negative weight, or on teachers of one rollout with different roles.
+    A teacher of weight 0 says nothing. Raises ValueError where weights are no shares, or the roles of one rollout's teachers differ.
     """
     taught = [(r, a, _teachings(method, r, g)) for g in groups for r, a in _graded(g, method)]
     counts = _counts([(r, bool(teachings)) for r, _, teachings in taught])
@@ -43,9 +43,10 @@ def _graded(group: Group, method: Method) -> list[tuple[Rollout, float]]:
 
 
 def _teachings(method: Method, rollout: Rollout, group: Group) -> list[Teaching]:
-    teachings = [t for t in method.context(rollout, group) if t.weight] if method.reads_teacher else []
-    if any(t.weight < 0 for t in teachings):
-        raise ValueError(f"a teacher's weight is its share and must be >= 0, not {min(t.weight for t in teachings)}; a signed gate is a token_weight")
+    given = method.context(rollout, group) if method.reads_teacher else []
+    if given and (min(t.weight for t in given) < 0 or not any(t.weight for t in given)):
+        raise ValueError(f"teachers' weights are their shares, >= 0 and not all 0, not {[t.weight for t in given]}; a signed gate is a token_weight")
+    teachings = [t for t in given if t.weight]
     if len({frozenset(t.views) for t in teachings}) > 1:
         raise ValueError(f"the teachers of one rollout must have the same roles, not {[sorted(t.views) for t in teachings]}")
     return teachings

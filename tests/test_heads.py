@@ -55,7 +55,7 @@ def test_a_tied_head_is_the_embedding_itself():
 def test_padded_rows_take_no_probability(family):
     policy = tiny_policy(family, vocab=64)
     with torch.no_grad():
-        policy.base.lm_head.weight[56:] = 5.0
+        policy.base.lm_head.weight[56:] = 3 * policy.base.lm_head.weight[:8]
     hidden = states(policy.base)
     assert policy.vocab_size == 56
     torch.testing.assert_close(policy.head(hidden), policy.base(IDS).logits[0, :, :56], atol=1e-6, rtol=1e-6)

@@ -84,9 +84,15 @@ def test_shares_of_a_rollouts_teachers_sum_to_one():
     assert [s.distill_scale for s in mine] == pytest.approx([1 / 16, 3 / 16])
 
 
-def test_teachers_that_all_weigh_nothing_are_refused():
-    with pytest.raises(ValueError, match="weight"):
-        samples(replace(opsd(), context=Weighted((0.0, 0.0))), group(rollout(4)))
+def test_a_teacher_of_weight_zero_is_no_teacher():
+    assert [s.distill_scale for s in samples(replace(opsd(), context=Weighted((0.0, 2.0))), group(rollout(4)))] == pytest.approx([1 / 4])
+    (untaught,) = samples(replace(opsd(), context=Weighted((0.0, 0.0))), group(rollout(4)))
+    assert untaught.views == {} and untaught.distill_scale == 0.0
+
+
+def test_a_negative_share_is_refused():
+    with pytest.raises(ValueError, match=r"-1\.0.*token_weight"):
+        samples(replace(opsd(), context=Weighted((3.0, -1.0))), group(rollout(4)))
 
 
 def test_teachers_of_one_rollout_have_the_same_roles():

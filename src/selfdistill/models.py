@@ -182,4 +182,4 @@ def check_layout(policy: Policy) -> float:
 
 def _rounding(policy: Policy, values: Tensor) -> float:
     """How far two orders of the same sums may lie apart; NaN is never within it."""
-    return (1e-3 if policy.dtype == torch.float32 else 0.1) * max(float(values.abs().max()), 1.0)
+    return (1e-4 if policy.dtype == torch.float32 else 0.1) * max(float(values.abs().max()), 1.0)

@@ -7,6 +7,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from selfdistill.imports import nearest
+
 FIELDS: Mapping[str, frozenset[str]] = {
     "student": frozenset(),
     "answer": frozenset({"answer"}),
@@ -19,7 +21,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "skill": frozenset({"skill", "mistake"}),
     "critique": frozenset({"critique"}),
 }
-"""What each kind may name besides {problem} and {instruction}; all it names must be in its text."""
+"""What each kind is given besides {problem} and {instruction}."""
 
 
 def read_templates(path: Traversable) -> Mapping[str, str]:
@@ -34,19 +36,27 @@ def load_templates(path: str | Path) -> dict[str, str]:
     """A user's own words from a TOML file of kind = text. Raises ValueError on an unknown kind or field, or one that is left out."""
     try:
         found = tomllib.loads(Path(path).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"the templates in {str(path)!r} cannot be read: {error}") from error
     for kind, text in found.items():
         check_template(kind, text)
     return found
 
 
-def check_template(kind: str, text: str) -> None:
-    """Raises ValueError unless the text names exactly what its kind is given."""
+def check_template(kind: str, text: object) -> None:
+    """Raises ValueError unless the text names all that its kind is given, the problem with it, and nothing else."""
     if kind not in FIELDS:
-        raise ValueError(f"there is no template {kind!r}; the kinds are {', '.join(FIELDS)}")
-    named = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-    if unknown := named - FIELDS[kind] - {"problem", "instruction"}:
-        raise ValueError(f"the template {kind!r} names {{{sorted(unknown)[0]}}}; it may use {sorted(FIELDS[kind] | {'problem', 'instruction'})}")
-    if missing := FIELDS[kind] - named:
-        raise ValueError(f"the template {kind!r} leaves out {{{sorted(missing)[0]}}}, so the teacher would not see it")
+        raise ValueError(f"there is no template {kind!r}{nearest(kind, FIELDS)}; the kinds are {', '.join(FIELDS)}")
+    if not isinstance(text, str):
+        raise ValueError(f"the template {kind!r} is {text!r:.60}, not text")
+    try:
+        named = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"the template {kind!r} has a stray brace ({error}); write {{{{ and }}}} for braces of its own") from error
+    # a reference is read without its question: that view is the method's point
+    needed = FIELDS[kind] if kind == "reference" else FIELDS[kind] | {"problem"}
+    allowed = needed | {"instruction"}
+    if unknown := sorted(named - allowed):
+        raise ValueError(f"the template {kind!r} names {{{unknown[0]}}}; it may name {', '.join(f'{{{name}}}' for name in sorted(allowed))}")
+    if missing := sorted(needed - named):
+        raise ValueError(f"the template {kind!r} leaves out {{{missing[0]}}}, which would never be read")

@@ -113,6 +113,7 @@ class Dataset:
 def load_rows(path: str, *, split: str, subset: str | None = None) -> list[dict[str, Any]]:
     """Rows through the `datasets` library. Raises ValueError where there is no such file, dataset or split."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
 
     datasets.disable_progress_bars()
     suffix = Path(path).suffix.lower()
@@ -124,8 +125,8 @@ def load_rows(path: str, *, split: str, subset: str | None = None) -> list[dict[
         if _is_file(path):
             return datasets.load_dataset(FORMATS[suffix], data_files=path, split="train").to_list()
         return datasets.load_dataset(path, subset, split=split).to_list()
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = (error.__cause__ or error) if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+    except (OSError, ValueError, DatasetsError) as error:
+        cause = (error.__cause__ or error) if isinstance(error, DatasetGenerationError) else error
         raise ValueError(f"the dataset {path!r} cannot be read: {' '.join(str(cause).split())[:300]}") from error
 
 

@@ -74,8 +74,9 @@ class ReasoningGym:
         answer = final_answer(completion, multiline="\n" in gold or not gold)
         if answer is None:
             return 0.0
-        answers = dict.fromkeys(text for text in (answer, answer.strip("`*$. \n")) if text)
-        return float(any(text in (gold, gold.strip()) or self._scores(text, problem.columns["entry"]) for text in answers))
+        if gold and _bare(answer) == _bare(gold):
+            return 1.0
+        return float(any(self._scores(text, problem.columns["entry"]) for text in dict.fromkeys((answer, _bare(answer)))))
 
     @cached_property
     def _scorer(self) -> Any:
@@ -137,6 +138,11 @@ def _make(generator: str, knobs: Mapping[str, Any], *, seed: int, size: int) -> 
         return reasoning_gym.create_dataset(generator, size=size, seed=seed, **knobs)
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"reasoning-gym's {generator!r} refuses the settings {dict(knobs)}: {error}") from error
+
+
+def _bare(text: str) -> str:
+    """Without the marks that models put around an answer."""
+    return text.strip("`*$. \n")
 
 
 def _hash(question: str) -> int:

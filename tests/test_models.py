@@ -1,0 +1,229 @@
+"""Packed tokens to hidden states: however sequences lie together, each is read as if it were alone."""
+
+import random
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
+from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
+
+from selfdistill.models import Policy, check_head, check_layout, row_groups
+from selfdistill.types import Packed
+
+LENGTHS = (5, 40, 1, 17, 40, 3, 90)
+"""Beyond Gemma 2's sliding window of 8, with sequences of one token and more than one row group."""
+
+
+def packed(lengths=LENGTHS, *, seed=0) -> Packed:
+    """Random tokens; what is predicted is some of each sequence, not in order."""
+    generator = torch.Generator().manual_seed(seed)
+    length = sum(lengths)
+    return Packed(
+        input_ids=torch.randint(6, 56, (length,), generator=generator),
+        positions=torch.cat([torch.arange(n) for n in lengths]),
+        lengths=tuple(lengths),
+        predicts=torch.randperm(length, generator=generator)[: length // 2],
+    )
+
+
+def alone(policy: Policy, batch: Packed) -> torch.Tensor:
+    """One forward pass a sequence, no mask, no padding."""
+    parts = batch.input_ids.split(batch.lengths)
+    return torch.cat([policy.base.base_model(ids[None]).last_hidden_state[0] for ids in parts])[batch.predicts]
+
+
+def gradients(policy: Policy, states) -> dict[str, torch.Tensor]:
+    policy.zero_grad()
+    hidden = states()
+    (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def lora_policy(family="qwen3", *, dropout=0.0, random_factors=True) -> Policy:
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=not random_factors)
+    return Policy(get_peft_model(tiny_model(family), config), tiny_tokenizer())
+
+
+def state_policy(config) -> Policy:
+    """A model whose layers carry something along the sequence, with weights large enough to notice."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    return Policy(model.eval(), tiny_tokenizer())
+
+
+COMMON = {"vocab_size": 56, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+STATE = {
+    "mamba": MambaConfig(**COMMON, state_size=4),
+    "lfm2": Lfm2Config(**COMMON, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention"]),
+}
+
+
+@pytest.mark.parametrize("layout", ["rows", "packed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_sequence_is_read_as_if_alone(family, layout):
+    policy, batch = tiny_policy(family), packed()
+    policy.layout = layout
+    torch.testing.assert_close(policy.hidden(batch), alone(policy, batch), atol=2e-5, rtol=1e-5)
+    together, apart = (gradients(policy, states) for states in (lambda: policy.hidden(batch), lambda: alone(policy, batch)))
+    assert together.keys() == apart.keys()
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, apart[name], atol=1e-4 * max(float(apart[name].abs().max()), 1.0), rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_rows_are_exact_for_layers_with_a_state(name):
+    policy, batch = state_policy(STATE[name]), packed((5, 20, 1, 17))
+    torch.testing.assert_close(policy.hidden(batch), alone(policy, batch), atol=2e-5, rtol=1e-5)
+    check_head(policy)
+    check_layout(policy)
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_a_state_that_leaks_between_packed_sequences_stops_the_run(name):
+    policy = state_policy(STATE[name])
+    policy.layout = "packed"
+    with pytest.raises(ValueError, match=r'set model\.layout = "rows"'):
+        check_layout(policy)
+
+
+def test_the_token_behind_padding_changes_nothing():
+    """The same sequence beside a longer one and beside none: equal states, so padding is never read."""
+    policy = tiny_policy()
+    short = packed((6,), seed=3)
+    longer = packed((30,), seed=4)
+    both = Packed(
+        input_ids=torch.cat([short.input_ids, longer.input_ids]),
+        positions=torch.cat([short.positions, longer.positions]),
+        lengths=(6, 30),
+        predicts=short.predicts,
+    )
+    assert len(row_groups(both.lengths)) == 1
+    torch.testing.assert_close(policy.hidden(both), policy.hidden(short), atol=1e-5, rtol=1e-5)
+
+
+def test_row_groups_hold_every_sequence_once_and_little_padding():
+    rng = random.Random(0)
+    lengths = [rng.choice([rng.randrange(1, 40), rng.randrange(400, 3000)]) for _ in range(300)]
+    groups = row_groups(lengths)
+    assert sorted(i for rows in groups for i in rows) == list(range(300))
+    for rows in groups:
+        padded = len(rows) * lengths[rows[0]]
+        assert lengths[rows[0]] == max(lengths[i] for i in rows)
+        assert padded - sum(lengths[i] for i in rows) <= max(0.15 * padded, 512)
+    assert len(groups) < 40, "few passes"
+    assert row_groups([7] * 50) == [list(range(50))]
+
+
+@pytest.mark.parametrize("make", [tiny_policy, lora_policy], ids=["whole", "lora"])
+def test_gradient_checkpointing_changes_no_gradient(make):
+    policy, batch = make(), packed()
+    policy.train()
+    plain = gradients(policy, lambda: policy.hidden(batch))
+    policy.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        policy.hidden(batch)
+    again = gradients(policy, lambda: policy.hidden(batch))
+    policy.base.gradient_checkpointing_disable()
+    whole: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: whole.append(t.numel()) or t, lambda t: t):
+        policy.hidden(batch)
+    assert sum(kept) < 0.5 * sum(whole)
+    assert plain.keys() == again.keys() and plain
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, atol=1e-6 * max(float(gradient.abs().max()), 1.0), rtol=1e-5, msg=name)
+
+
+def test_bf16_computes_near_fp32_and_trains_fp32_weights():
+    fp32, batch = tiny_policy("llama"), packed()
+    bf16 = Policy(fp32.model, fp32.tokenizer, autocast=torch.bfloat16)
+    assert bf16.dtype == torch.bfloat16
+    one, other = (policy(lambda hidden, head: head(hidden), batch) for policy in (fp32, bf16))
+    assert other.dtype == torch.float32 and not torch.equal(one, other)
+    torch.testing.assert_close(other, one, atol=0.15, rtol=0.05)
+    other.sum().backward()
+    assert {p.grad.dtype for p in bf16.parameters()} == {torch.float32}
+
+
+def test_base_weights_are_untouched_under_an_adapter():
+    base, adapted, batch = tiny_policy(), lora_policy(), packed()
+    assert not torch.allclose(adapted.hidden(batch), base.hidden(batch), atol=1e-2)
+    with adapted.adapters_off():
+        assert torch.equal(adapted.hidden(batch), base.hidden(batch))
+    assert [n for n, p in adapted.named_parameters() if p.requires_grad] and all("lora_" in n for n, p in adapted.named_parameters() if p.requires_grad)
+
+
+def test_a_second_adapter_begins_at_the_students_in_fp32_and_goes_its_own_way():
+    policy, batch = lora_policy(), packed()
+    policy.to(torch.bfloat16)
+    trainable = [n for n, p in policy.named_parameters() if p.requires_grad]
+    policy.add_adapter("teacher")
+    student, teacher = policy.adapter_parameters("default"), policy.adapter_parameters("teacher")
+    assert student.keys() == teacher.keys() and student
+    assert all(torch.equal(teacher[n], student[n].float()) and teacher[n].dtype == torch.float32 for n in student)
+    before = policy.hidden(batch)
+    with torch.no_grad():
+        for parameter in teacher.values():
+            parameter.mul_(0.5)
+    assert torch.equal(policy.hidden(batch), before), "the student does not read the teacher's factors"
+    with policy.use_adapter("teacher"), torch.no_grad():
+        assert not torch.allclose(policy.hidden(batch), before, atol=1e-2)
+    assert torch.equal(policy.hidden(batch), before)
+    assert [n for n, p in policy.named_parameters() if p.requires_grad] == trainable
+
+
+def test_a_reader_that_raises_leaves_the_students_adapter_in_place():
+    policy, batch = lora_policy(), packed((4, 3))
+    before = policy.hidden(batch)
+    policy.add_adapter("teacher")
+    with torch.no_grad():
+        next(iter(policy.adapter_parameters("teacher").values())).zero_()
+    with pytest.raises(KeyboardInterrupt), policy.use_adapter("teacher"):
+        raise KeyboardInterrupt
+    assert torch.equal(policy.hidden(batch), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_supported_families_pass_the_checks(family):
+    policy = tiny_policy(family, vocab=64)
+    assert check_head(policy) < 1e-5 and check_layout(policy) < 1e-4
+
+
+def test_a_head_that_is_not_the_models_is_refused():
+    policy = tiny_policy("cohere")
+    policy.base.config.logit_scale = 0.5
+    with pytest.raises(ValueError, match="CohereForCausalLM is not supported"):
+        check_head(policy)
+
+
+def test_checks_do_not_mind_dropout_and_leave_the_mode_alone():
+    policy = lora_policy(dropout=0.5)
+    policy.train()
+    check_head(policy)
+    check_layout(policy)
+    assert policy.training and policy.model.training
+
+
+def test_a_vocabulary_with_holes_keeps_its_last_token():
+    """Added tokens may stand behind unused rows; counting tokens would cut them off."""
+    tokenizer = tiny_tokenizer()
+    vocabulary = tokenizer.get_vocab()
+    policy = tiny_policy(vocab=64)
+    holes = Policy(policy.model, _Renumbered(tokenizer, vocabulary | {"w49": 60}))
+    assert holes.vocab_size == 61 and policy.vocab_size == 56
+
+
+class _Renumbered(type(tiny_tokenizer())):
+    """A tokenizer whose vocabulary has been renumbered, as pruned ones are."""
+
+    def __init__(self, tokenizer, vocabulary) -> None:
+        super().__init__(tokenizer_object=tokenizer.backend_tokenizer)
+        self.renumbered = vocabulary
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.renumbered

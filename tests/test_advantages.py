@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from stepping import batch_of, signals_of
 
 from selfdistill.advantages import BlendedCredit, GroupRelative, OutcomeCredit, TeacherCredit
-from stepping import batch_of, signals_of
 
 
 def test_group_relative_divides_by_the_population_deviation():

@@ -118,7 +118,7 @@ def test_help_comes_without_torch_and_lists_every_setting():
 
 
 def test_training_leaves_a_whole_run(trained):
-    run, shown, errors = trained
+    run, _, errors = trained
     assert {p.name for p in run.iterdir()} == {
         "checkpoints",
         "evaluations",
@@ -143,11 +143,12 @@ def test_training_leaves_a_whole_run(trained):
 
 
 def test_training_tells_what_it_does_without_flooding_a_file(trained):
-    run, shown, _ = trained
+    _, shown, _ = trained
     lines = shown.splitlines()
     assert len(lines) < 40 and not [line for line in lines if "\x1b" in line or "\r" in line]
     assert lines[0] == "hsd on data.jsonl, model base, 3 steps of 2 x 3 rollouts"
-    for words in ("aligned: ", "step 1, reward", "step 2, reward", "difference", "results    run/summary.json", "picture    run/learning_curve.png", "try next"):
+    results = ("difference", "results    run/summary.json", "picture    run/learning_curve.png", "try next")
+    for words in ("aligned: ", "step 1, reward", "step 2, reward", *results):
         assert words in shown, words
     assert "step 3, reward" not in shown
 
@@ -229,7 +230,6 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
         (["--reward", "mine:rewrd"], "mine has no 'rewrd'; did you mean 'reward'"),
         (["--model", "bare"], "no tokenizer"),
         (["--model", "./absent"], "'./absent' is not a folder"),
-        (["--trackers", "trackio"], "pip install 'selfdistill[trackers]'"),
         (["--eval.num_problems", "0"], "eval.num_problems = 0"),
         (["extra"], "unexpected argument 'extra'"),
         (["--resume"], "run has no complete checkpoint to resume from"),
@@ -255,18 +255,33 @@ def test_a_run_is_not_written_over(trained, here, capsys):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_is_one_sentence(here, capsys):
-    (here / "run").mkdir()
-    (here / "run" / "metrics.jsonl").symlink_to("/dev/full")
-    assert "the disk is full; free some space" in refused(capsys, ["train", "recipe.toml", "--eval.at_end", "false"])
+def test_a_full_disk_is_one_sentence_and_leaves_whole_checkpoints(here):
+    """A disk with room for the first checkpoint and not for the second."""
+    mount = "mkdir run && mount -t tmpfs -o size=420k none run"
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, f"{mount} && umount run && rmdir run"], capture_output=True).returncode:
+        pytest.skip("needs a disk of its own, through unshare and tmpfs")
+    train = f"{sys.executable} -m selfdistill train recipe.toml --output_dir run/it --checkpoint_every 1 --eval.at_end false"
+    done = subprocess.run([*namespace, f"{mount} && {train}; echo code $?; find run/it"], capture_output=True, text=True, env=environment())
+    assert done.stderr.strip() == "selfdistill: the disk is full; free some space or choose another --output_dir; complete checkpoints are whole"
+    assert "code 2" in done.stdout and "partial" not in done.stdout
+    assert "checkpoints/step_000001/trainer_state.pt" in done.stdout and "checkpoints/step_000002" not in done.stdout
 
 
 def test_interrupted_and_resumed_is_the_run_that_was_not(trained, here):
     """Ctrl-C says how to go on, and going on ends in the very same weights."""
     run, _, _ = trained
-    command = [sys.executable, "-m", "selfdistill", "train", "recipe.toml", "--checkpoint_every", "1", "--output_dir", "stopped", "--eval.at_end", "false"]
-    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment())
+    arguments = ["train", "recipe.toml", "--checkpoint_every", "1", "--output_dir", "stopped", "--eval.at_end", "false"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "selfdistill", *arguments],
+        cwd=here,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # a test runner in the background ignores interrupts, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     saved = here / "stopped" / "checkpoints" / "step_000001" / "trainer_state.pt"
     deadline = time.monotonic() + 120
     while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -276,6 +291,6 @@ def test_interrupted_and_resumed_is_the_run_that_was_not(trained, here):
     assert process.returncode == 130
     assert "interrupted; stopped is whole up to its last checkpoint, continue with the same command and --resume" in said
     assert "Traceback" not in said
-    subprocess.run([*command, "--resume"], cwd=here, env=environment(), check=True, capture_output=True)
+    main([*arguments, "--resume"])
     for name in ("checkpoints/step_000003/model.safetensors", "rollouts/step_000003.jsonl"):
         assert (here / "stopped" / name).read_bytes() == (run / name).read_bytes(), name

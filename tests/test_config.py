@@ -129,7 +129,7 @@ def test_recipes_are_found_by_name_by_path_and_not_by_accident(tmp_path, monkeyp
         with pytest.raises(ValueError, match=said):
             load_settings(name)
     (tmp_path / "broken.toml").write_text("steps = = 3")
-    with pytest.raises(ValueError, match="is not TOML: .*line 1"):
+    with pytest.raises(ValueError, match=r"is not TOML: .*line 1"):
         load_settings("broken.toml")
 
 

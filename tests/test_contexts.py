@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from stepping import ScriptedSampler
 
 from selfdistill.contexts import (
     Answer,
@@ -24,7 +25,6 @@ from selfdistill.feedback import LendGroups
 from selfdistill.methods import sdpo
 from selfdistill.peers import First, HighestPerplexity, LowestPerplexity, Shortest, Uniformly
 from selfdistill.types import Group, Problem, Rollout
-from stepping import ScriptedSampler
 
 TEMPLATES = {
     "student": "Q {problem}",
@@ -38,15 +38,13 @@ TEMPLATES = {
 
 
 def problem(name: str = "one", **changes) -> Problem:
-    known = dict(prompt=f"{name}?", answer=f"{name}-answer", solution=f"{name}-solution", id=name, templates=TEMPLATES)
+    known = {"prompt": f"{name}?", "answer": f"{name}-answer", "solution": f"{name}-solution", "id": name, "templates": TEMPLATES}
     return Problem(**(known | changes))
 
 
 def rollout(index: int, reward: float | None, *, text: str | None = None, logp: tuple[float, ...] = (-1.0, -1.0), **given) -> Rollout:
     ids = list(range(len(logp)))
-    return Rollout(
-        prompt_ids=[7, 8, 9], completion_ids=ids, behavior_logp=list(logp), text=text or f"attempt-{index}", index=index, reward=reward, **given
-    )
+    return Rollout(prompt_ids=[7, 8, 9], completion_ids=ids, behavior_logp=list(logp), text=text or f"attempt-{index}", index=index, reward=reward, **given)
 
 
 def group(*rewards: float | None, name: str = "one", **changes) -> Group:
@@ -183,7 +181,7 @@ def lent(*groups: Group) -> list[Group]:
 
 
 def test_shuffled_context_shows_only_what_is_the_donors():
-    own, other = lent(group(0.0, 1.0, name="own"), group(0.0, 1.0, name="other"))
+    own, _ = lent(group(0.0, 1.0, name="own"), group(0.0, 1.0, name="other"))
     context = FromAnotherProblem(Privileged((SuccessfulPeer(First()), Solution(), Answer())))
     assert shown(context, own.rollouts[0], own) == "Q own? A other-answer P other-attempt-1"
     assert shown(FromAnotherProblem(Privileged((Solution(),))), own.rollouts[0], own) == "Q own? S other-solution"

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from stepping import batch_of, signals_of
 
 from selfdistill.loss import objective
 from selfdistill.method import Method
 from selfdistill.methods import grpo, opsd
-from stepping import batch_of, signals_of
 
 LENGTHS = (4, 1, 6)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
-from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig, PreTrainedTokenizerFast
 
 from selfdistill.models import Policy, check_head, check_layout, row_groups
 from selfdistill.types import Packed
@@ -145,7 +146,7 @@ def test_bf16_computes_near_fp32_and_trains_fp32_weights():
     assert bf16.dtype == torch.bfloat16
     one, other = (policy(lambda hidden, head: head(hidden), batch) for policy in (fp32, bf16))
     assert other.dtype == torch.float32 and not torch.equal(one, other)
-    torch.testing.assert_close(other, one, atol=0.15, rtol=0.05)
+    assert (other - one).norm() < 0.04 * one.norm()
     other.sum().backward()
     assert {p.grad.dtype for p in bf16.parameters()} == {torch.float32}
 
@@ -163,6 +164,7 @@ def test_a_second_adapter_begins_at_the_students_in_fp32_and_goes_its_own_way():
     policy.to(torch.bfloat16)
     trainable = [n for n, p in policy.named_parameters() if p.requires_grad]
     policy.add_adapter("teacher")
+    assert [n for n, p in policy.named_parameters() if p.requires_grad] == trainable, "only the student's is trained"
     student, teacher = policy.adapter_parameters("default"), policy.adapter_parameters("teacher")
     assert student.keys() == teacher.keys() and student
     assert all(torch.equal(teacher[n], student[n].float()) and teacher[n].dtype == torch.float32 for n in student)
@@ -210,20 +212,8 @@ def test_checks_do_not_mind_dropout_and_leave_the_mode_alone():
 
 
 def test_a_vocabulary_with_holes_keeps_its_last_token():
-    """Added tokens may stand behind unused rows; counting tokens would cut them off."""
-    tokenizer = tiny_tokenizer()
-    vocabulary = tokenizer.get_vocab()
-    policy = tiny_policy(vocab=64)
-    holes = Policy(policy.model, _Renumbered(tokenizer, vocabulary | {"w49": 60}))
-    assert holes.vocab_size == 61 and policy.vocab_size == 56
-
-
-class _Renumbered(type(tiny_tokenizer())):
-    """A tokenizer whose vocabulary has been renumbered, as pruned ones are."""
-
-    def __init__(self, tokenizer, vocabulary) -> None:
-        super().__init__(tokenizer_object=tokenizer.backend_tokenizer)
-        self.renumbered = vocabulary
-
-    def get_vocab(self) -> dict[str, int]:
-        return self.renumbered
+    """Tokens may stand behind unused rows; counting them would cut the last ones off."""
+    words = {"<unk>": 0, "<end>": 1, "w": 7, "last": 60}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), eos_token="<end>")
+    assert len(tokenizer) == 4
+    assert Policy(tiny_model(vocab=64), tokenizer).vocab_size == 61

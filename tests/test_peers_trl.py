@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from stepping import score_tensors
 
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TopK, TopKTail
 from selfdistill.heads import Head
 from selfdistill.methods import opsd
-from stepping import score_tensors
 
 FIXTURES = Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stepping import batch_of, signals_of
 
 from selfdistill.policy_losses import ClippedRatio, SequenceRatio
-from stepping import batch_of, signals_of
 
 
 def moved(ratios: list[float], *, lengths: tuple[int, ...] | None = None, engine: float = 1.0):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from stepping import NAMES, method_named, packed_tokens, perturb, prepared
 from tiny_models import full_logp, tiny_groups, tiny_policy
 
 from selfdistill.methods import grpo, hsd, opsd, purified_opsd, sdpo, sdpo_trust_region
@@ -13,7 +14,6 @@ from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.teachers import EMA, Frozen, Live
 from selfdistill.types import Teaching, View
-from stepping import NAMES, method_named, packed_tokens, perturb, prepared
 
 
 @dataclass(frozen=True)

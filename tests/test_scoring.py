@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from stepping import score_tensors
 
 from selfdistill.divergences import ForwardKL
 from selfdistill.heads import Head
@@ -11,7 +12,6 @@ from selfdistill.methods import hsd, opsd, purified_opsd
 from selfdistill.packing import pack
 from selfdistill.scoring import Reading, score
 from selfdistill.types import Rollout, TrainingSample, View
-from stepping import score_tensors
 
 TOKENS, HIDDEN, VOCAB = 9, 5, 17
 
@@ -100,9 +100,7 @@ class CallCounter:
 
 def mixed_batch():
     """Three rollouts: untaught, taught twice, taught once."""
-    rollouts = [
-        Rollout(prompt_ids=[0], completion_ids=TOKEN[: 2 + i].tolist(), behavior_logp=[0.0] * (2 + i), text="", reward=1.0, index=i) for i in range(3)
-    ]
+    rollouts = [Rollout(prompt_ids=[0], completion_ids=TOKEN[: 2 + i].tolist(), behavior_logp=[0.0] * (2 + i), text="", reward=1.0, index=i) for i in range(3)]
     view = {"teacher": View(messages=(), prompt_ids=(1,))}
     plan = [(rollouts[0], {}), (rollouts[1], view), (rollouts[1], view), (rollouts[2], view)]
     samples = [TrainingSample(rollout=r, views=v, advantage=1.0, distill_scale=float(bool(v)), policy_scale=1.0) for r, v in plan]

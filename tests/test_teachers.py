@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from stepping import gradient_of, perturb, step
 from tiny_models import full_logp, tiny_groups, tiny_model, tiny_policy, tiny_tokenizer
 
 from selfdistill.loading import save_policy
@@ -12,7 +13,6 @@ from selfdistill.methods import hsd, sdpo
 from selfdistill.models import Policy
 from selfdistill.reading import start_readers
 from selfdistill.teachers import EMA, External, Frozen, Live
-from stepping import gradient_of, perturb, step
 
 
 def lora_policy(*, fresh: bool = True) -> Policy:

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stepping import batch_of, signals_of
 
 from selfdistill.token_weights import ImportanceCap, PositionSigmoid, Product, Uniform
-from stepping import batch_of, signals_of
 
 LENGTHS = (7, 1, 12, 3)
 

@@ -24,6 +24,7 @@ def _disk_full(error: Exception) -> bool:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """MemoryError or torch's own, known without importing torch."""
+    """MemoryError or one of torch's two, known without importing torch."""
     torch = sys.modules.get("torch")
-    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+    of_torch = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, MemoryError) or of_torch or "can't allocate memory" in str(error)

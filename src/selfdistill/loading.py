@@ -53,7 +53,8 @@ def load_policy(
     if adapter and lora:
         raise ValueError(f"model.path = {path!r} is an adapter already, which training continues; leave out [model.lora] or set model.path to its base")
     # what is given finds the base again from another folder or machine, and says which file of a GGUF folder it was
-    base = str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
+    named = path in (SHIPPED, SMOLLM2) or not Path(path).expanduser().exists()
+    base = path if named else str(Path(path).expanduser().resolve())
     if adapter:
         source, gguf = _resolve_base(adapter)
     autocast = DTYPES[dtype] if dtype != "float32" and not (lora or adapter) else None
@@ -97,6 +98,8 @@ def load_weights(policy: Policy, folder: Path) -> None:
 
 def _resolve(path: str) -> tuple[str, str | None]:
     """(folder or hub id, GGUF file inside it)."""
+    if not path:
+        raise ValueError(f"model.path is empty; give a folder, a hub id or {SHIPPED!r}")
     if path == SHIPPED:
         return str(files("selfdistill") / "assets" / "tiny_base"), None
     if path == SMOLLM2:

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
-from selfdistill.chat import Chat
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.tasks.arithmetic.card import write_card
 from selfdistill.tasks.arithmetic.mixture import Example, Mixture
 from selfdistill.tasks.arithmetic.tokenizer import make_tokenizer
+from selfdistill.types import Message
 
 
 class Phase(BaseModel):
@@ -136,7 +136,7 @@ class _Encoder:
     """Examples to padded ids and labels; the end of sequence is trained, prompts are not."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.chat, self.vocabulary, self.tokenizer = Chat(tokenizer), tokenizer.get_vocab(), tokenizer
+        self.vocabulary, self.tokenizer = tokenizer.get_vocab(), tokenizer
 
     def batches(self, examples: Sequence[Example], parts: int = 2) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
         """(ids, labels, share of the trained tokens) of micro-batches of like length, so that little is padded."""
@@ -151,8 +151,13 @@ class _Encoder:
         labels = torch.tensor([label + [-100] * (width - len(label)) for _, label in rows])
         return ids, labels
 
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """What the chat template makes of the mixture's own words, without rendering it."""
+        turns = " ".join(f"<{m['role']}> {m['content']} <end>" for m in messages)
+        return [self.vocabulary[word] for word in f"{turns} <assistant>".split()]
+
     def _row(self, example: Example) -> tuple[list[int], list[int]]:
-        prompt = self.chat.encode(example.messages)
+        prompt = self.chat_ids(example.messages)
         words = [self.vocabulary[word] for word in example.words]
         labels = [token if trained else -100 for token, trained in zip(words, example.trained, strict=True)]
         end = self.tokenizer.eos_token_id

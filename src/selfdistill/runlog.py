@@ -2,12 +2,12 @@
 
 import importlib.util
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from selfdistill.atomic import write_whole
 from selfdistill.contexts import student_messages
 from selfdistill.types import Group, TrainingSample
 
@@ -31,12 +31,9 @@ class RunLog:
 
     def __init__(self, run: Path, *, trackers: Sequence[str] = (), settings: Mapping[str, Any], resumed_at: int | None = None) -> None:
         self.run = run
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "rollouts").mkdir(exist_ok=True)
         path = run / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at] if resumed_at is not None and path.exists() else []
-        self.file = path.open("w", buffering=1)
-        self.file.writelines(line + "\n" for line in kept)
+        write_whole(path, "".join(_until(path, resumed_at)))
+        self.file = path.open("a", buffering=1)
         self.trackers = [_tracker(name, run, settings) for name in trackers]
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -52,20 +49,25 @@ class RunLog:
             if sample.views:
                 views = {role: {"messages": list(v.messages), "weights": v.weights} for role, v in sample.views.items()}
                 contexts.setdefault(id(sample.rollout), []).append(views)
-        path = self.run / "rollouts" / f"step_{step:06d}.jsonl"
-        partial = path.with_suffix(".partial")
-        with partial.open("w") as file:
-            for group in groups:
-                shared = {"problem_id": group.problem.id, "prompt": list(student_messages(group.problem)), "answer": group.problem.answer}
-                for rollout in group.rollouts:
-                    row = {"schema": ROLLOUT_SCHEMA, "step": step} | shared | asdict(rollout) | {"contexts": contexts.get(id(rollout), [])}
-                    file.write(json.dumps(row, default=str) + "\n")
-        os.replace(partial, path)
+        lines = []
+        for group in groups:
+            shared = {"problem_id": group.problem.id, "prompt": list(student_messages(group.problem)), "answer": group.problem.answer}
+            for rollout in group.rollouts:
+                row = {"schema": ROLLOUT_SCHEMA, "step": step} | shared | asdict(rollout) | {"contexts": contexts.get(id(rollout), [])}
+                lines.append(json.dumps(row, default=str) + "\n")
+        write_whole(self.run / "rollouts" / f"step_{step:06d}.jsonl", "".join(lines))
 
     def close(self) -> None:
         self.file.close()
         for tracker in self.trackers:
             tracker.close()
+
+
+def _until(path: Path, step: int | None) -> list[str]:
+    """The lines of a metrics file up to a step, without the torn one that a kill may leave at its end."""
+    if step is None or not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and json.loads(line)["step"] <= step]
 
 
 def require_trackers(names: Sequence[str]) -> None:

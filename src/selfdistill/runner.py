@@ -17,9 +17,11 @@ from selfdistill.console import Console
 from selfdistill.evaluate import Evaluation, evaluate
 from selfdistill.memory import estimate, explain_out_of_memory
 from selfdistill.method import describe
+from selfdistill.packing import pack
 from selfdistill.plots import learning_curve
 from selfdistill.preflight import check_alignment
 from selfdistill.runlog import RunLog, require_trackers
+from selfdistill.samples import training_samples
 from selfdistill.summary import summarize
 from selfdistill.teachers import weights_hash
 from selfdistill.trainer import StepResult
@@ -113,6 +115,8 @@ def _preflight(parts: Assembled, console: Console) -> None:
         for write in parts.method.feedback:
             write(groups, parts.sampler)
         found = check_alignment(parts.policy, parts.method, groups)
+        # a budget too small for one rollout stops here, not after the base was measured
+        pack(training_samples(groups, parts.method, encode=parts.policy.chat.encode), parts.settings.tokens_per_batch)
     checkpoint.restore_random_state(state)
     console.aligned(found)
 

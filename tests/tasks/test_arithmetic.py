@@ -17,9 +17,9 @@ from selfdistill.types import Problem
 
 TASK = Arithmetic(modulus=19, num_train=200, num_test=50)
 QUESTION = "c = 5 - 9 ; a = 3 + 7 ; b = a * c ; d = b + 2 ; d ?"
-RIGHT = "c = 5 - 9 = 15 ; a = 3 + 7 = 10 ; b = a * c = 10 * 15 = 17 ; d = b + 2 = 17 + 2 = 0 ; answer 0"
-CARRIED = "a = 3 + 7 = 11 ; c = 5 - 9 = 15 ; b = a * c = 11 * 15 = 13 ; d = b + 2 = 13 + 2 = 15 ; answer 15"
-MENDED = "a = 3 + 7 = 11 ; oops a = 3 + 7 = 10 ; c = 5 - 9 = 15 ; b = a * c = 10 * 15 = 17 ; d = b + 2 = 17 + 2 = 0 ; answer 0"
+RIGHT = "c = 5 - 9 = c 15 ; a = 3 + 7 = a 10 ; b = a 10 * c 15 = b 17 ; d = b 17 + 2 = d 0 ; answer 0"
+CARRIED = "a = 3 + 7 = a 11 ; c = 5 - 9 = c 15 ; b = a 11 * c 15 = b 13 ; d = b 13 + 2 = d 15 ; answer 15"
+MENDED = "a = 3 + 7 = a 11 ; oops a = 3 + 7 = a 10 ; c = 5 - 9 = c 15 ; b = a 10 * c 15 = b 17 ; d = b 17 + 2 = d 0 ; answer 0"
 PROBLEM = Problem(prompt=QUESTION, answer="0", solution=RIGHT)
 
 
@@ -65,13 +65,14 @@ def test_knobs_change_the_problems():
         (RIGHT, None),
         (CARRIED, 0),
         (MENDED, None),
-        (RIGHT.replace("10 * 15 = 17", "11 * 15 = 13"), 2),
-        (RIGHT.replace("a * c = 10", "c * a = 10"), 2),
+        (RIGHT.replace("a 10 * c 15 = b 17", "a 11 * c 15 = b 13"), 2),
+        (RIGHT.replace("a 10 * c 15", "c 15 * a 10"), 2),
+        (RIGHT.replace("= b 17 ; d", "= d 17 ; d"), 2),
         (RIGHT.replace("answer 0", "answer 3"), 4),
         (RIGHT.replace("c = 5", "so c = 5"), 0),
         (RIGHT.removesuffix(" ; answer 0"), 3),
-        ("b = a * c = 10 * 15 = 17 ; " + RIGHT, 0),
-        (RIGHT.replace(" ; d", " ; a = 3 + 7 = 10 ; d"), 3),
+        ("b = a 10 * c 15 = b 17 ; " + RIGHT, 0),
+        (RIGHT.replace(" ; d", " ; a = 3 + 7 = a 10 ; d"), 3),
     ],
 )
 def test_first_wrong_step(text: str, wrong: int | None):
@@ -79,7 +80,7 @@ def test_first_wrong_step(text: str, wrong: int | None):
 
 
 def test_a_mending_must_follow_its_slip():
-    apart = "a = 3 + 7 = 11 ; c = 5 - 9 = 15 ; oops a = 3 + 7 = 10 ; b = a * c = 10 * 15 = 17 ; d = b + 2 = 17 + 2 = 0 ; answer 0"
+    apart = "a = 3 + 7 = a 11 ; c = 5 - 9 = c 15 ; oops a = 3 + 7 = a 10 ; b = a 10 * c 15 = b 17 ; d = b 17 + 2 = d 0 ; answer 0"
     assert TASK.first_wrong_step(PROBLEM, apart) == 0
     assert [v.mended for v in TASK.judge(PROBLEM, MENDED)][:2] == [True, False]
 
@@ -90,9 +91,17 @@ def test_only_a_strict_final_answer_scores(text: str):
     assert TASK.verify(PROBLEM, f"x ; {RIGHT}") == 1.0
 
 
+def test_slips_are_the_words_that_are_wrong_numbers():
+    assert not TASK.slips(PROBLEM, RIGHT)
+    assert [CARRIED.split()[i] for i in sorted(TASK.slips(PROBLEM, CARRIED))] == ["11"]
+    assert TASK.slips(PROBLEM, MENDED) == {MENDED.split().index("11")}
+    misread = RIGHT.replace("a 10 * c 15 = b 17", "a 10 * c 5 = b 12").replace("b 17 + 2 = d 0", "b 12 + 2 = d 13")
+    assert [misread.split()[i] for i in sorted(TASK.slips(PROBLEM, misread))] == ["5", "13"]
+
+
 def test_critiques_copy_up_to_the_error_and_mend_from_there():
-    critique = TASK.critique(PROBLEM, CARRIED.replace("a = 3 + 7 = 11", "a = 3 + 7 = 10").replace("11 * 15 = 13", "10 * 15 = 12"))
-    assert critique.startswith("a = 3 + 7 = 10 ; c = 5 - 9 = 15 ; b = a * c = 10 * 15 = 17 ;")
+    critique = TASK.critique(PROBLEM, "a = 3 + 7 = a 10 ; c = 5 - 9 = c 15 ; b = a 10 * c 15 = b 12 ; d = b 12 + 2 = d 14 ; answer 14")
+    assert critique.startswith("a = 3 + 7 = a 10 ; c = 5 - 9 = c 15 ; b = a 10 * c 15 = b 17 ;")
     assert TASK.verify(PROBLEM, critique) == 1.0
     assert TASK.critique(PROBLEM, MENDED) == MENDED
     assert TASK.verify(PROBLEM, TASK.critique(PROBLEM, "nonsense ; c")) == 1.0

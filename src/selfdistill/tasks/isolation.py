@@ -44,7 +44,8 @@ def run_isolated(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]],
     Raises ValueError where the function is not one that another process can import.
     """
     try:
-        payload = pickle.dumps(function)
+        # with the folders it is imported from, which may be new since a process started
+        payload = pickle.dumps((sys.path, pickle.dumps(function)))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(f"{_name(function)} cannot run in a process of its own ({error}); define it at the top of a module") from error
     threads = ThreadPoolExecutor(workers)
@@ -150,8 +151,9 @@ def serve(file_descriptor: int) -> None:
 
 
 def _load(payload: bytes) -> tuple[Callable[..., Any] | None, Outcome]:
+    sys.path[:], function = pickle.loads(payload)
     try:
-        return pickle.loads(payload), Outcome()
+        return pickle.loads(function), Outcome()
     except Exception as error:  # importing a user's module may raise anything
         return None, Outcome(error=f"{type(error).__name__}: {error}")
 

@@ -26,7 +26,7 @@ PATIENCE = 4
 """Draws beyond those expected after which a generator has no more new questions."""
 DIGITS = re.compile(r"(?!.*\*\s*\*)(?!.*\d{7})[-+*/(). \d]{1,200}")
 NAME = r"(?<![A-Za-z])(?:[A-Za-z]|a?(?:sin|cos|tan)h?|exp|log|sqrt|Abs|pi)(?![A-Za-z])"
-FORMULA = re.compile(rf"(?!.*\d{{10}})(?:{NAME}|\*\*\s*\(?-?\d{{1,2}}(?!\d)|\d|\*(?!\s*\*)|[-+/(). ]){{1,400}}")
+FORMULA = re.compile(rf"(?!.*\d{{10}})(?!.*\*\*[\s(]*-?\d+[\s)]*\*\*)(?:{NAME}|\*\*\s*\(?-?\d{{1,2}}(?!\d)|\d|\*(?!\s*\*)|[-+/(). ]){{1,400}}")
 EVALUATED: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys(("countdown", "puzzle24"), DIGITS),
     **dict.fromkeys(("polynomial_multiplication", "simple_integration", "intermediate_integration"), FORMULA),

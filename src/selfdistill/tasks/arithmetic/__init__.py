@@ -7,7 +7,7 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Literal
 
-from selfdistill.tasks.arithmetic.checker import Verdict, final_answer, first_wrong, judge
+from selfdistill.tasks.arithmetic.checker import Verdict, final_answer, first_wrong, judge, slips
 from selfdistill.tasks.arithmetic.programs import (
     Program,
     canonical_hash,
@@ -99,6 +99,11 @@ class Arithmetic:
         """A verdict on every step of a completion and on its answer."""
         assert isinstance(problem.prompt, str)
         return judge(parse_question(problem.prompt), completion, modulus=self.modulus)
+
+    def slips(self, problem: Problem, completion: str) -> set[int]:
+        """Which words of a completion are wrong numbers given what was written before them."""
+        assert isinstance(problem.prompt, str)
+        return slips(parse_question(problem.prompt), completion, modulus=self.modulus)
 
     def first_wrong_step(self, problem: Problem, completion: str) -> int | None:
         """Index of the first step that does not hold given what was written before it; None where all hold."""

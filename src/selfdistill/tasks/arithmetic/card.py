@@ -19,7 +19,7 @@ from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks.arithmetic import Arithmetic
-from selfdistill.tasks.arithmetic.checker import judge, slips
+from selfdistill.tasks.arithmetic.checker import judge
 from selfdistill.tasks.arithmetic.programs import parse_question
 from selfdistill.teachers import Frozen
 from selfdistill.types import Group, Problem
@@ -76,19 +76,20 @@ def _under(task: Arithmetic, kind: str, problem: Problem, other: Problem, rng: r
 
 
 def _slip_auroc(policy: Policy, task: Arithmetic, groups: list[Group]) -> float:
-    """How well minus the log-ratio under the solution ranks slipped results above every other token of rollouts with a slip."""
+    """How well minus the log-ratio under the solution ranks slipped numbers above every other token of rollouts with a slip."""
     method = Method(context=Privileged((Solution(),)), teacher=Frozen())
-    chosen = [Group(problem=g.problem, rollouts=[r for r in g.rollouts if slips(task.judge(g.problem, r.text))][:2]) for g in groups]
+    wrong = {id(r): task.slips(g.problem, r.text) for g in groups for r in g.rollouts}
+    chosen = [Group(problem=g.problem, rollouts=[r for r in g.rollouts if wrong[id(r)]][:2]) for g in groups]
     for rollout in (r for g in chosen for r in g.rollouts):
         rollout.reward = 0.0
-    wrong = {tuple(r.completion_ids): slips(task.judge(g.problem, r.text)) for g in chosen for r in g.rollouts}
+    slipped_at = {tuple(r.completion_ids): wrong[id(r)] for g in chosen for r in g.rollouts}
     scores: tuple[list[float], list[float]] = ([], [])
     for batch in pack(training_samples(chosen, method, encode=policy.chat.encode), 20_000):
         with torch.no_grad():
             signals = read(policy, start_readers(method, policy), method, batch)
         for sample in range(len(batch.length)):
             own = batch.sample == sample
-            slipped = wrong[tuple(batch.token[own].tolist())]
+            slipped = slipped_at[tuple(batch.token[own].tolist())]
             for t, ratio in enumerate(signals.log_ratio[own].tolist()):
                 scores[t in slipped].append(-ratio)
     others, slipped_scores = scores
@@ -121,7 +122,7 @@ Measured on {figures["problems"]} held-out problems at temperature 1, {SAMPLES} 
 | pass@{SAMPLES} without context | {figures["pass_at_8"]:.1%} |
 | mean length, tokens | {figures["mean_length"]:.1f} |
 | truncated | {figures["truncated"]:.1%} |
-| AUROC of slipped results among all tokens of rollouts with a slip, by the log-ratio under the solution | {figures["slip_auroc"]:.3f} |
+| AUROC of slipped numbers among all tokens of rollouts with a slip, by the log-ratio under the solution | {figures["slip_auroc"]:.3f} |
 
 Accuracy by what the prompt also shows (n = {figures["problems"]}, one sample each; `foreign_peer`: a peer of another problem beside this one's answer):
 

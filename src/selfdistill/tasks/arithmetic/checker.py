@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from selfdistill.tasks.arithmetic.programs import Line, Program, Step, compute
 
-LINE = re.compile(r"(oops )?([a-z]) = (\w+) ([-+*]) (\w+)(?: = (\d+) ([-+*]) (\d+))? = (\d+)")
+LINE = re.compile(r"(?:oops )?([a-z]) = (?:([a-z]) )?(\d+) ([-+*]) (?:([a-z]) )?(\d+) = \1 (\d+)")
 ANSWER = re.compile(r"answer (\d+)")
 
 
@@ -58,27 +58,30 @@ def first_wrong(verdicts: list[Verdict]) -> int | None:
     return next((i for i, verdict in enumerate(verdicts) if verdict.wrong), None)
 
 
-def slips(verdicts: list[Verdict]) -> set[int]:
-    """Which words of the completion are results that do not hold, mended ones included."""
+def slips(program: Program, completion: str, *, modulus: int) -> set[int]:
+    """Which words are wrong numbers: operands that are not their names' values, and results that do not follow from the operands."""
+    values: dict[str, int] = {}
     found, at = set(), 0
-    for verdict in verdicts[:-1]:
-        at += len(verdict.text.split())
-        if verdict.line and not verdict.holds:
-            found.add(at - 1)
-        at += 1
+    for text in completion.split(";")[:-1]:
+        words = text.split()
+        if line := _parse(text.strip()):
+            numbers = [at + i for i, word in enumerate(words) if word.isdigit()]
+            operands = [values.get(o, v) if isinstance(o, str) else v for o, v in zip((line.step.left, line.step.right), line.values, strict=True)]
+            true = (*operands, compute(line.values[0], line.step.op, line.values[1], modulus=modulus))
+            found |= {position for position, wrote, value in zip(numbers, (*line.values, line.result), true, strict=True) if wrote != value}
+            values[line.step.name] = line.result
+        at += len(words) + 1
     return found
 
 
 def _parse(text: str) -> Line | None:
-    """A worked step; None where the text is none, or repeats its operator differently."""
+    """A worked step; None where the text is none."""
     found = LINE.fullmatch(text)
-    if not found or (found[7] is not None and found[7] != found[4]):
+    if not found:
         return None
-    left, right = (int(o) if o.isdigit() else o for o in (found[3], found[5]))
-    if found[6] is None and (isinstance(left, str) or isinstance(right, str)):
-        return None
-    values = (left, right) if found[6] is None else (int(found[6]), int(found[8]))
-    return Line(Step(found[2], left, found[4], right), values, int(found[9]))
+    values = (int(found[3]), int(found[6]))
+    left, right = (name or value for name, value in zip((found[2], found[5]), values, strict=True))
+    return Line(Step(found[1], left, found[4], right), values, int(found[7]))
 
 
 def _holds(line: Line, steps: dict[str, Step], values: dict[str, int], modulus: int) -> bool:

@@ -38,9 +38,10 @@ class Line:
     result: int
 
     def __str__(self) -> str:
-        step, (left, right) = self.step, self.values
-        put_in = "" if isinstance(step.left, int) and isinstance(step.right, int) else f" = {left} {step.op} {right}"
-        return f"{step}{put_in} = {self.result} ;"
+        # a value always stands right behind its name, so reading it back is one step of induction
+        step = self.step
+        left, right = (str(o) if isinstance(o, int) else f"{o} {v}" for o, v in zip((step.left, step.right), self.values, strict=True))
+        return f"{step.name} = {left} {step.op} {right} = {step.name} {self.result} ;"
 
 
 def compute(left: int, op: str, right: int, *, modulus: int) -> int:

@@ -1,0 +1,34 @@
+"""SDFT: forward KL to an average that reads a demonstration, from the fourth token on."""
+
+import torch
+from scene import Scene, kl
+
+from selfdistill.methods import sdft
+from selfdistill.types import Group
+
+
+class Replay:
+    """A sampler that hands out the scene's rollouts."""
+
+    def __init__(self, groups: list[Group]) -> None:
+        self.groups = groups
+
+    def sample(self, problems, n):
+        return self.groups
+
+    def write(self, problem, text):
+        raise AssertionError("nothing is written")
+
+    def sync(self, policy, version):
+        """Nothing to take over."""
+
+
+def test_equation_with_the_methods_own_source():
+    scene = Scene(sdft())
+    scene.groups = scene.method.source(Replay(scene.groups), [g.problem for g in scene.groups], 4, grade=lambda groups: None, draw=lambda n: [])
+    values = []
+    for rollout, group in scene.rollouts():
+        student, teacher = scene.student(rollout), scene.view(rollout, group, "teacher")
+        values += [kl(teacher[t], student[t]) for t in range(3, len(rollout.completion_ids))]
+    assert len(values) < sum(len(r.completion_ids) for r, _ in scene.rollouts()) - 12
+    scene.check(torch.stack(values).mean())

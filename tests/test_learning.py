@@ -1,0 +1,164 @@
+"""Every method raises the reward of a tiny model that knows but errs, and does not at learning rate 0.
+
+The student answers a table it half knows: right with 0.4, else any answer. Under privileged words it copies the answer it is
+shown. Its expected reward is computed exactly, without sampling: the probability of the right completion.
+"""
+
+import copy
+import math
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from tiny_models import TEMPLATES, WORDS, tiny_policy
+
+from selfdistill.api import assemble
+from selfdistill.config import make_settings
+from selfdistill.divergences import ForwardKL
+from selfdistill.loading import save_policy
+from selfdistill.method import Method
+from selfdistill.methods import METHODS, grpo_plus, hsd, opd, opsd, pw_opsd, shuffled_context
+from selfdistill.methods.build import build_method
+from selfdistill.models import Policy
+from selfdistill.teachers import External
+from selfdistill.types import Problem
+
+QUESTIONS, ANSWERS, PREAMBLE = WORDS[20:32], WORDS[10:20], "w6 w7 w8"
+TABLE = {q: ANSWERS[(7 * i + 3) % 10] for i, q in enumerate(QUESTIONS)}
+GAIN = 0.1
+"""Reward that counts as learned; the base has about 0.4."""
+
+
+class Lookup:
+    """The table as a task; what is right in general stands in every completion, so three tokens come before the answer."""
+
+    def problems(self, split):
+        return [Problem(prompt=q, answer=a, solution=f"{PREAMBLE} {a}", id=q, templates=TEMPLATES) for q, a in TABLE.items()]
+
+    def verify(self, problem, completion):
+        return float(completion.split() == [*PREAMBLE.split(), problem.answer])
+
+
+def draw(generator: torch.Generator, share: float) -> bool:
+    return float(torch.rand((), generator=generator)) < share
+
+
+def example(policy: Policy, generator: torch.Generator, *, knows: float) -> tuple[list[int], list[int]]:
+    """A prompt and completion of the pre-training mixture: alone, or under one of the privileged templates with any answer."""
+
+    def pick(words: list[str]) -> str:
+        return words[int(torch.randint(len(words), (), generator=generator))]
+
+    question, shown = pick(QUESTIONS), pick(ANSWERS)
+    kind = pick(["student", "student", "answer", "solution", "peer", "demonstration", "reference"])
+    fields = {"solution": f"{PREAMBLE} {shown}", "demonstration": f"{PREAMBLE} {shown}", "peer": f"{PREAMBLE} {shown}", "answer": shown}
+    text = TEMPLATES[kind].format(problem=question, **fields)
+    share, right = (knows, TABLE[question]) if kind == "student" else (0.0 if kind == "reference" else 0.95, shown)
+    said = right if draw(generator, share) else pick(ANSWERS)
+    return policy.chat.encode(({"role": "user", "content": text},)), policy.chat.completion(f"{PREAMBLE} {said}")
+
+
+def fit(policy: Policy, *, knows: float, steps: int) -> Policy:
+    """Cross-entropy on completions of the mixture, rows padded on the right."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=steps)
+    for _ in range(steps):
+        rows = [example(policy, generator, knows=knows) for _ in range(64)]
+        width = max(len(p) + len(c) for p, c in rows)
+        ids = torch.tensor([p + c + [0] * (width - len(p) - len(c)) for p, c in rows])
+        labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows])
+        loss = policy.model(input_ids=ids, labels=labels, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return policy
+
+
+@cache
+def base() -> Policy:
+    policy = tiny_policy()
+    assert sum(p.numel() for p in policy.parameters()) <= 100_000
+    return fit(policy, knows=0.4, steps=500)
+
+
+@torch.no_grad()
+def expected_reward(policy: Policy, *, kind: str = "student") -> float:
+    """Mean over problems of the probability of the right completion, under the words of a template."""
+    total = 0.0
+    for question, answer in TABLE.items():
+        text = TEMPLATES[kind].format(problem=question, answer=answer, solution=f"{PREAMBLE} {answer}")
+        prompt = policy.chat.encode(({"role": "user", "content": text},))
+        completion = policy.chat.completion(f"{PREAMBLE} {answer}")
+        logp = policy.base(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        total += math.exp(float(logp.gather(-1, torch.tensor(completion)[:, None]).sum()))
+    return total / len(TABLE)
+
+
+def gain(method: Method, *, lr: float, steps: int = 12) -> float:
+    """Expected reward after a run of the real trainer, minus before."""
+    settings = make_settings(
+        {
+            "steps": steps,
+            "prompts_per_step": len(TABLE),
+            "sampling": {"num_generations": 8, "max_completion_length": 5},
+            "optimizer": {"lr": lr, "schedule": "constant"},
+        },
+        {},
+    )
+    policy = copy.deepcopy(base())
+    before = expected_reward(policy)
+    parts = assemble(settings, policy=policy, method=method, task=Lookup())
+    for _ in parts.trainer:
+        pass
+    return expected_reward(policy) - before
+
+
+def learns(method: Method, *, lr: float) -> None:
+    found = gain(method, lr=lr)
+    assert found > GAIN, f"the expected reward moved by {found:+.3f}"
+
+
+# one token's jump from 0.4 to 0.95 fills a tiny vocabulary's whole divergence, which the published entry clip of 0.05 would hide
+WIDE = ForwardKL(clip=1.0)
+NAMES = [f.__name__ for f in METHODS] + ["grpo_plus(hsd)"]
+
+
+@pytest.fixture(scope="module")
+def better(tmp_path_factory) -> str:
+    """A folder with a teacher that knows the table."""
+    folder = tmp_path_factory.mktemp("teacher")
+    save_policy(fit(copy.deepcopy(base()), knows=0.95, steps=80), folder)
+    return str(folder)
+
+
+def method_named(name: str, better: str) -> Method:
+    if name == "opd":
+        return opd(teacher=External(better))
+    if name == "grpo_plus(hsd)":
+        return grpo_plus(hsd())
+    method = build_method(name, {}, max_completion_length=5)
+    return replace(method, divergence=WIDE) if name in (opsd.__name__, pw_opsd.__name__) else method
+
+
+def test_base_knows_but_errs_and_copies_what_it_is_shown():
+    alone, shown = expected_reward(base()), [expected_reward(base(), kind=kind) for kind in ("answer", "solution")]
+    assert 0.3 < alone < 0.6 and min(shown) > 0.8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_method_raises_the_reward(name, better):
+    learns(method_named(name, better), lr=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learning_rate_zero_fails_the_same_test(name, better):
+    with pytest.raises(AssertionError, match=r"moved by \+0\.000"):
+        learns(method_named(name, better), lr=0.0)
+
+
+def test_another_problems_solution_teaches_nothing_right():
+    """The control: the very same run with contexts shuffled across problems."""
+    assert gain(shuffled_context(replace(opsd(), divergence=WIDE)), lr=1e-3) < 0.0

@@ -1,6 +1,6 @@
 """The Python entry: `for result in selfdistill.train(model=..., method=hsd(), dataset=...): ...`, in a notebook as on a cluster."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -60,7 +60,7 @@ def train(
     *,
     model: str | Mapping[str, Any] | Policy = "tiny",
     method: str | Method = "hsd",
-    dataset: str | Task | Sequence[Mapping[str, Any]] | None = None,
+    dataset: str | Task | Iterable[Mapping[str, Any]] | None = None,
     reward: RewardFunction | None = None,
     **settings: Any,
 ) -> Iterator[StepResult]:
@@ -73,7 +73,7 @@ def train(
     data |= {} if isinstance(model, Policy) else {"model": model}
     data |= {"method": method} if isinstance(method, str) else {}
     data |= {"task": dataset} if isinstance(dataset, str) else {}
-    task = Dataset(rows=dataset) if isinstance(dataset, Sequence) and not isinstance(dataset, str) else dataset
+    task = dataset if dataset is None or isinstance(dataset, str | Task) else Dataset(rows=dataset)
     parts = assemble(
         make_settings(data, {}),
         policy=model if isinstance(model, Policy) else None,

@@ -1,5 +1,6 @@
 """How good a model is on held-out problems: a sampler and problems in, accuracies with intervals over problems out."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +12,13 @@ from scipy.stats import bootstrap
 
 from selfdistill.sampling import Sampler
 from selfdistill.tasks import Task
+from selfdistill.tasks.answers import final_answer
 from selfdistill.tasks.grading import RewardFunction, grade
 from selfdistill.types import Problem
 
 RESAMPLES = 5000
+RESAMPLED_VALUES = 2**22
+"""Values drawn at once, 32 MiB: thousands of problems need no more memory than hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +29,10 @@ class Evaluation:
     """1 where a sample is right: problems x samples."""
     texts: tuple[tuple[str, ...], ...]
     lengths: tuple[int, ...]
-    """Tokens of every sample."""
+    """Tokens of every sample, problem by problem."""
     truncated_samples: tuple[bool, ...]
+    problem_ids: tuple[str, ...] = ()
+    """Which problems these are; a comparison pairs no others."""
 
     @property
     def avg_at_k(self) -> float:
@@ -34,7 +40,9 @@ class Evaluation:
         return float(numpy.mean([numpy.mean(s) for s in self.scores]))
 
     def pass_at(self, k: int) -> float:
-        """Unbiased 1 - C(n - c, k) / C(n, k), c right ones among n samples, mean over problems (2107.03374)."""
+        """Unbiased 1 - C(n - c, k) / C(n, k), c right ones among n samples, mean over problems (2107.03374). Raises ValueError beyond n."""
+        if not 1 <= k <= (n := len(self.scores[0])):
+            raise ValueError(f"pass@{k} cannot be told from {n} samples a problem; k lies in 1..{n}, eval.num_samples raises it")
         return float(numpy.mean([1 - comb(len(s) - int(sum(s)), k) / comb(len(s), k) for s in self.scores]))
 
     @property
@@ -44,7 +52,7 @@ class Evaluation:
 
     @property
     def maj_at_k(self) -> float:
-        """Share of problems whose most frequent last line is right; ties go to the first written."""
+        """Share of problems whose most frequent answer, as it is spelled, is right; ties go to the first written."""
         return float(numpy.mean([s[_majority(t)] for s, t in zip(self.scores, self.texts, strict=True)]))
 
     @property
@@ -67,7 +75,8 @@ class Evaluation:
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
         """What `to_json` wrote, read back; other keys are ignored."""
         nested = {name: tuple(map(tuple, data[name])) for name in ("scores", "texts")}
-        return cls(**nested, lengths=tuple(data["lengths"]), truncated_samples=tuple(data["truncated_samples"]))
+        flat = {name: tuple(data[name]) for name in ("lengths", "truncated_samples", "problem_ids")}
+        return cls(**nested, **flat)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,22 +95,34 @@ class Comparison:
 
 
 def evaluate(sampler: Sampler, task: Task, problems: Sequence[Problem], *, num_samples: int, reward: RewardFunction | None = None) -> Evaluation:
-    """Samples every problem `num_samples` times and grades as in training; a reward of 1 is right."""
+    """Samples every problem `num_samples` times and grades as in training; a reward of 1 or more is right, a missing one is not.
+
+    Raises ValueError where there is nothing to sample, or nothing that could be graded.
+    """
+    if not problems or num_samples < 1:
+        raise ValueError(f"{len(problems)} problems x {num_samples} samples are nothing to evaluate; both must be at least 1")
     groups = sampler.sample(problems, num_samples)
     grade(groups, task, reward=reward)
     rollouts = [r for g in groups for r in g.rollouts]
+    if all(r.reward is None for r in rollouts):
+        advice = "give the data answers or set a reward, or leave evaluation out with eval.at_end = false and eval.every = 0"
+        raise ValueError(f"none of the {len(rollouts)} samples could be graded; {advice}")
     return Evaluation(
         scores=tuple(tuple(float((r.reward or 0) >= 1) for r in g.rollouts) for g in groups),
         texts=tuple(tuple(r.text for r in g.rollouts) for g in groups),
         lengths=tuple(len(r.completion_ids) for r in rollouts),
         truncated_samples=tuple(r.truncated for r in rollouts),
+        problem_ids=tuple(p.id or str(p.prompt) for p in problems),
     )
 
 
 def compare(base: Evaluation, trained: Evaluation) -> Comparison:
-    """Raises ValueError where the two were not measured on the same problems."""
-    if len(base.scores) != len(trained.scores):
-        raise ValueError(f"base and trained model were measured on {len(base.scores)} and {len(trained.scores)} problems; use the same ones")
+    """Raises ValueError where the two were not measured on the same problems with as many samples each."""
+    counts = [f"{len(e.scores)} problems x {len(e.scores[0])} samples" for e in (base, trained)]
+    if counts[0] != counts[1]:
+        raise ValueError(f"base and trained model were measured on {counts[0]} and {counts[1]}; use the same eval.num_problems and eval.num_samples")
+    if base.problem_ids != trained.problem_ids:
+        raise ValueError(f"base and trained model were measured on different {len(base.scores)} problems, which cannot be paired; use the same task and seed")
     differences = [float(numpy.mean(t) - numpy.mean(b)) for b, t in zip(base.scores, trained.scores, strict=True)]
     solved = [(any(b), any(t)) for b, t in zip(base.scores, trained.scores, strict=True)]
     return Comparison(
@@ -114,10 +135,11 @@ def compare(base: Evaluation, trained: Evaluation) -> Comparison:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean, on a fixed seed."""
+    """95 % percentile bootstrap of the mean, on a fixed seed; equal values have no width."""
     if len(set(values)) == 1:
         return values[0], values[0]
-    found = bootstrap((numpy.asarray(values),), numpy.mean, n_resamples=RESAMPLES, method="percentile", rng=numpy.random.default_rng(0))
+    batch, rng = max(RESAMPLED_VALUES // len(values), 1), numpy.random.default_rng(0)
+    found = bootstrap((numpy.asarray(values),), numpy.mean, n_resamples=RESAMPLES, batch=batch, method="percentile", rng=rng)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
@@ -129,6 +151,11 @@ def _by_problem(evaluation: Evaluation) -> list[float]:
 
 
 def _majority(texts: Sequence[str]) -> int:
-    """Index of the first sample with the most frequent last line."""
-    answers = [t.strip().splitlines()[-1].split(";")[-1].strip() if t.strip() else "" for t in texts]
+    """Index of the first sample with the most frequent answer."""
+    answers = [final_answer(text) or _last_words(text) for text in texts]
     return answers.index(Counter(answers).most_common(1)[0][0])
+
+
+def _last_words(text: str) -> str:
+    """What stands behind the last line break or semicolon: the answer of a completion that marks none."""
+    return re.split(r"[;\n]", text.strip())[-1].strip()

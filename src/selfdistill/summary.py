@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from selfdistill.evaluate import Evaluation, compare
 def summarize(settings: Settings, base: Evaluation, trained: Evaluation, *, seconds: Mapping[str, float], path: Path) -> dict[str, Any]:
     """Writes summary.json whole or not at all, and returns it. Seconds of the installation come from SELFDISTILL_INSTALL_SECONDS."""
     comparison = compare(base, trained)
-    install = os.environ.get("SELFDISTILL_INSTALL_SECONDS")
     summary = {
         "method": settings.method.name,
         "task": settings.task.name,
@@ -24,7 +24,7 @@ def summarize(settings: Settings, base: Evaluation, trained: Evaluation, *, seco
         "trained": _figures(trained),
         "difference": round(comparison.difference, 4),
         "difference_ci95": _rounded(comparison.difference_ci95),
-        "seconds": {"install": float(install) if install else None} | {name: round(value, 1) for name, value in seconds.items()},
+        "seconds": {"install": _install_seconds()} | {name: round(value, 1) for name, value in seconds.items()},
         "rescued": comparison.rescued,
         "broken": comparison.broken,
         "truncated_difference_ci95": _rounded(comparison.truncated_difference_ci95),
@@ -32,6 +32,12 @@ def summarize(settings: Settings, base: Evaluation, trained: Evaluation, *, seco
     }
     write_whole(path, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _install_seconds() -> float | None:
+    """What `make setup` measured; None where it did not, or left anything but a number."""
+    given = os.environ.get("SELFDISTILL_INSTALL_SECONDS", "").strip()
+    return float(given) if re.fullmatch(r"\d+(\.\d+)?", given) else None
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

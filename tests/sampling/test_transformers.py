@@ -174,3 +174,13 @@ def test_sync_samples_from_the_new_weights_and_says_so():
     sampler.sync(other, 7)
     groups = sampler.sample(tiny_problems(1), 4)
     assert worst_gap(other, groups) < 1e-4 and {r.policy_version for g in groups for r in g.rollouts} == {7}
+
+
+def test_autocast_samples_what_it_trains():
+    policy = tiny_policy()
+    policy.autocast_dtype = torch.bfloat16
+    (group,) = TransformersSampler(policy=policy, max_completion_length=8).sample(tiny_problems(1), 4)
+    with policy.autocast():
+        for rollout in group.rollouts:
+            expected = full_logp(policy, rollout.prompt_ids, rollout.completion_ids).gather(-1, torch.tensor(rollout.completion_ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(rollout.behavior_logp), expected.detach(), atol=0.15, rtol=0)

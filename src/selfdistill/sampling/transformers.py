@@ -98,7 +98,8 @@ class TransformersSampler:
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=self.max_completion_length,
-                cache_implementation="static",
+                # a static cache takes the type of the weights, autocast's keys and values have another
+                cache_implementation="dynamic" if policy.autocast_dtype else "static",
                 eos_token_id=stops,
                 pad_token_id=pad,
                 logits_processor=LogitsProcessorList([recorder]),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stepping import gradient_of, perturb, step
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.contexts import student_messages
@@ -17,7 +18,6 @@ from selfdistill.reading import start_readers
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.types import Group, Rollout
-from stepping import gradient_of, perturb, step
 
 PATH = Path(__file__).parents[1] / "examples" / "minimal.py"
 

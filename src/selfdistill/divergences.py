@@ -109,9 +109,7 @@ class Welsch:
         return math.log(2) - F.softplus(-delta.square() / (2 * self.tau))
 
 
-def _weighted(
-    p: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], log_q: Float[Tensor, "tokens vocab"]
-) -> Float[Tensor, "tokens vocab"]:
+def _weighted(p: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], log_q: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
     """p (log p - log q), 0 where p is 0 even if both logs are -inf."""
     return torch.where(p > 0, p * (log_p - log_q), 0.0)
 

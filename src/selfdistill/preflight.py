@@ -87,13 +87,13 @@ def check_alignment(policy: Policy, method: Method, groups: Sequence[Group]) -> 
         _check_student_prompt(policy, group)
     divergence = _own_divergence(policy, method, groups)
     if divergence > 1e-4:
-        raise ValueError(f"with its own weights and prompt the student is {divergence:.2e} nats from itself, above 1e-4; set model.layout = \"rows\"")
+        raise ValueError(f'with its own weights and prompt the student is {divergence:.2e} nats from itself, above 1e-4; set model.layout = "rows"')
     gap = _engine_gap(policy, groups)
     limit = 1e-3 if policy.dtype == torch.float32 else 0.1
     if gap > limit:
         raise ValueError(
             f"sampler and trainer disagree on the sampled tokens by {gap:.2e} nats on average, above {limit:g}; "
-            f"check sampling.temperature, or set model.attention = \"eager\""
+            f'check sampling.temperature, or set model.attention = "eager"'
         )
     return {"own_divergence": divergence, "engine_gap": gap}
 

@@ -43,7 +43,7 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
 
 
 def _nested(name: str) -> tuple[str, str | None]:
-    """"grpo_plus(hsd)" -> ("grpo_plus", "hsd"); "hsd" -> ("hsd", None)."""
+    """ "grpo_plus(hsd)" -> ("grpo_plus", "hsd"); "hsd" -> ("hsd", None)."""
     if not name.endswith(")"):
         return name, None
     outer, _, rest = name.partition("(")

@@ -130,5 +130,5 @@ Accuracy by what the prompt also shows (n = {figures["problems"]}, one sample ea
 |---|---|
 {rows}
 
-Settings: `{json.dumps(dict(settings), default=str)}`
+Settings: `{json.dumps({k: v for k, v in settings.items() if k != "output_dir"})}`
 """

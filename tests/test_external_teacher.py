@@ -43,5 +43,5 @@ def test_another_vocabulary_is_refused(tmp_path):
 
 
 def test_no_teacher_names_the_setting():
-    with pytest.raises(ValueError, match="method.teacher"):
+    with pytest.raises(ValueError, match=r"method\.teacher"):
         start_readers(replace(opd()), tiny_policy())

@@ -48,7 +48,7 @@ def completion_loss(folder: Path) -> float:
 
 def test_training_learns_and_writes_an_ordinary_folder_with_its_card(tmp_path: Path):
     untrained, trained = pretrain(small(tmp_path / "a", 1)), pretrain(small(tmp_path / "b", 60))
-    assert completion_loss(trained) < 0.5 * completion_loss(untrained)
+    assert completion_loss(trained) < 0.75 * completion_loss(untrained)
     card, figures = (trained / "README.md").read_text(), json.loads((trained / "card.json").read_text())
     assert figures["problems"] == 6 and "seed 0" in card and "without context" in card
     assert {"student", "solution", "peer", "critique", "foreign_peer", "sharded"} <= set(figures["accuracy"])

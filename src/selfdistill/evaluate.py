@@ -41,7 +41,8 @@ class Evaluation:
 
     def pass_at(self, k: int) -> float:
         """Unbiased 1 - C(n - c, k) / C(n, k), c right ones among n samples, mean over problems (2107.03374). Raises ValueError beyond n."""
-        if not 1 <= k <= (n := len(self.scores[0])):
+        n = len(self.scores[0])
+        if not 1 <= k <= n:
             raise ValueError(f"pass@{k} cannot be told from {n} samples a problem; k lies in 1..{n}, eval.num_samples raises it")
         return float(numpy.mean([1 - comb(len(s) - int(sum(s)), k) / comb(len(s), k) for s in self.scores]))
 

@@ -79,9 +79,8 @@ class Trainer:
         self.steps_done += 1
         with clock("step"):
             self.sampler.sync(self.policy, self.steps_done)
-        metrics: dict[str, float] = (
-            rollout_metrics(groups, samples) | token_metrics(updates) | {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
-        )
+        applied = {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
+        metrics: dict[str, float] = rollout_metrics(groups, samples) | token_metrics(updates) | applied
         metrics |= {"lr": float(self.schedule.get_last_lr()[0]), "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
         return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
 

@@ -67,7 +67,8 @@ def train(
     """Yields one StepResult a training step; evaluation, logging and early stops are loops around it.
 
     model: a name, a model section like {"path": ..., "lora": {"r": 16}}, or a Policy. dataset: a task's name, a path, a hub id,
-    a Task, or rows with the columns prompt, answer, solution. Other keywords are settings, nested ones as mappings: steps=50, optimizer={"lr": 1e-5}. Raises ValueError on bad input.
+    a Task, or rows with the columns prompt, answer, solution. Other keywords are settings,
+    nested ones as mappings: steps=50, optimizer={"lr": 1e-5}. Raises ValueError on bad input.
     """
     data = dict(settings)
     data |= {} if isinstance(model, Policy) else {"model": model}

@@ -33,7 +33,7 @@ def estimate(policy: Policy, method: Method, settings: Settings) -> dict[str, fl
         "teachers": weights * (copied + bool(method.reference_coef and not policy.lora and method.teacher != Frozen())),
         "optimizer": 3 * trained,
         "activations": activations,
-        "scoring": SCORED_COPIES * 4 * CHUNK_ENTRIES.get(policy.device.type, 2**23),
+        "scoring": SCORED_COPIES * 4 * CHUNK_ENTRIES.get(policy.device.type, CHUNK_ENTRIES["cpu"]),
     }
     return {name: value / GIB for name, value in parts.items()}
 

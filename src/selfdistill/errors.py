@@ -12,7 +12,7 @@ def sentence(error: Exception) -> str | None:
     """One sentence for bad input, a full disk or too little memory; None where the fault is not the user's."""
     if _disk_full(error):
         return DISK_FULL
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return "out of memory: lower eval.batch_size, sampling.batch_size or tokens_per_batch"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
@@ -23,7 +23,7 @@ def _disk_full(error: Exception) -> bool:
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(words in str(error) for words in WRITERS)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """MemoryError or one of torch's two, known without importing torch."""
     torch = sys.modules.get("torch")
     of_torch = torch is not None and isinstance(error, torch.OutOfMemoryError)

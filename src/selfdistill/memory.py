@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from selfdistill.config import Settings
+from selfdistill.errors import out_of_memory
 from selfdistill.method import Method
 from selfdistill.models import Policy
 from selfdistill.scoring import CHUNK_ENTRIES
@@ -43,10 +44,8 @@ def explain_out_of_memory(settings: Settings) -> Iterator[None]:
     """Out of memory becomes one ValueError with the knobs that help, the most effective first."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ValueError(_knobs(settings.model_dump())) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         raise ValueError(_knobs(settings.model_dump())) from error
 

@@ -109,7 +109,7 @@ def _preflight(parts: Assembled, console: Console) -> None:
     """The alignment proof on real rollouts, before anything is written; the random state is as before it."""
     state = checkpoint.random_state()
     with console.status("checking that student and teacher read the same tokens"):
-        problems = list(parts.problems("train"))[:2]
+        problems = parts.trainer.stream.problems[:2]
         groups = parts.sampler.sample(problems, min(2, parts.settings.sampling.num_generations))
         parts.trainer.grade(groups)
         for write in parts.method.feedback:

@@ -78,7 +78,7 @@ def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) 
     from selfdistill.preflight import check_alignment, preview
 
     parts = assemble(load_settings(recipe, overrides))
-    groups = parts.sampler.sample(list(parts.problems("train"))[:problems], max(2, min(4, parts.settings.sampling.num_generations)))
+    groups = parts.sampler.sample(parts.trainer.stream.problems[:problems], max(2, min(4, parts.settings.sampling.num_generations)))
     parts.trainer.grade(groups)
     for write in parts.method.feedback:
         write(groups, parts.sampler)

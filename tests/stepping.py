@@ -9,8 +9,8 @@ from torch import Tensor
 from selfdistill.heads import Head
 from selfdistill.loss import objective
 from selfdistill.method import Method
+from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, WRAPPERS
-from selfdistill.methods.build import build_method
 from selfdistill.models import Policy
 from selfdistill.packing import pack
 from selfdistill.reading import read, start_readers

@@ -89,6 +89,9 @@ def test_an_answer_ends_as_the_template_ends_a_turn():
     assert chat.tokenizer.convert_ids_to_tokens(chat.completion("4")) == ["4", "<|im_end|>"]
     bare = qwen_like(template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", eos="<|endoftext|>")
     assert bare.tokenizer.convert_ids_to_tokens(bare.completion("4")) == ["4", "<|endoftext|>"]
+    bare.tokenizer.eos_token = None
+    assert Chat(bare.tokenizer).end_id is None
+    assert bare.tokenizer.convert_ids_to_tokens(Chat(bare.tokenizer).completion("4")) == ["4"]
 
 
 def test_think_block_is_the_only_difference_between_headers():

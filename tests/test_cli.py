@@ -218,6 +218,8 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
         (["--method", "hds"], "there is no method 'hds'; did you mean 'hsd'"),
         (["--stepz", "3"], "there is no key 'stepz'; did you mean 'steps'"),
         (["--method.teachr", "Live()"], "method 'hsd' has no argument 'teachr'; did you mean 'teacher'"),
+        (["--method.teacher", "EMA(0.05"], "'EMA(0.05' never closes its '('"),
+        (["--method", "grpo_plus(hsd"], "method 'grpo_plus(hsd' never closes its '('"),
         (["--task", "nameless.jsonl"], "has no column 'prompt'"),
         (["--task", "empty.jsonl"], "has 0 rows"),
         (["--task", "absent.jsonl"], "'absent.jsonl' does not exist"),

@@ -9,9 +9,10 @@ import pytest
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.config import keys, load_settings, make_settings, read_recipe, read_settings, save_settings
 from selfdistill.divergences import JSD
+from selfdistill.method import Method
+from selfdistill.method_names import build_method
 from selfdistill.methods import grpo_plus, hsd
-from selfdistill.methods.build import build_method
-from selfdistill.teachers import EMA, Live
+from selfdistill.teachers import EMA, External, Live
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.name.removesuffix(".toml") for p in (files("selfdistill") / "assets" / "recipes").iterdir() if p.name != "tiny_base.toml")
@@ -81,6 +82,8 @@ def test_a_new_method_keeps_its_own_arguments_in_any_order(order):
         (["steps", "5"], "unexpected argument 'steps'"),
         (["--steps", "5", "6"], "unexpected argument '6'"),
         (["--"], "unexpected argument '--'"),
+        (["--optimizer.betas", "[0.9, 0.95"], r"--optimizer.betas '\[0.9, 0.95' never closes its '\['"),
+        (["--task.columns={prompt = 'q'"], "--task.columns .* never closes its '{'"),
     ],
 )
 def test_what_is_not_a_key_and_its_value_is_refused(arguments, said):
@@ -147,11 +150,25 @@ def test_parts_are_read_from_text_and_nothing_is_evaluated(tmp_path, monkeypatch
         ("EMO(0.05)", "there is no part 'EMO'; did you mean 'EMA'"),
         ("EMA(rat=0.05)", r"EMA\(rat=0.05\): "),
         ("EMA(0.05))", "not the call of a part"),
+        ("EMA(0.05", r"'EMA\(0.05' never closes its '\('"),
+        ("EMA(rate=[0.05)", r"never closes its '\['"),
+        ("External('a(b'", r"never closes its '\('"),
     ):
         wrong = make_settings({"method": {"name": "hsd", "teacher": text}}, {})
         with pytest.raises(ValueError, match=said):
             method_of(wrong)
     assert not (tmp_path / "x").exists()
+
+
+def test_brackets_that_are_closed_quoted_or_in_plain_text_are_none_to_close():
+    assert parse_overrides(["--output_dir", "runs (2"]) == {"output_dir": "runs (2"}
+    found = make_settings({"method": {"name": "opd", "teacher": "External('a(b')"}}, {})
+    assert method_of(found).teacher == External("a(b")
+    assert build_method("test_config:noted", {"note": "first (see"}, max_completion_length=1) == Method(teacher=External("first (see"))
+
+
+def noted(*, note: str) -> Method:
+    return Method(teacher=External(note))
 
 
 def test_a_misspelt_method_or_argument_names_the_nearest():

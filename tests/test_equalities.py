@@ -14,8 +14,8 @@ from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TopKTail
 from selfdistill.heads import Head
 from selfdistill.loss import objective
 from selfdistill.method import Method
+from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, grpo, grpo_plus, hsd, opd, opsd, purified_opsd, pw_opsd, sdft, sdpo, sdpo_trust_region
-from selfdistill.methods.build import build_method
 from selfdistill.policy_losses import ClippedRatio, SequenceRatio
 from selfdistill.reductions import SequenceMean
 from selfdistill.sources import OnPolicy

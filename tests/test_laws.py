@@ -13,8 +13,8 @@ from tiny_models import tiny_groups, tiny_policy
 from selfdistill import divergences, targets, token_weights
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TopK, TopKTail, Welsch
 from selfdistill.heads import Head
+from selfdistill.method_names import PARTS, build_method
 from selfdistill.methods import METHODS, grpo, opsd
-from selfdistill.methods.build import PARTS, build_method
 from selfdistill.packing import pack
 from selfdistill.policy_losses import ClippedRatio, SequenceRatio
 from selfdistill.samples import training_samples

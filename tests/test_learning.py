@@ -18,8 +18,8 @@ from selfdistill.config import make_settings
 from selfdistill.divergences import ForwardKL
 from selfdistill.loading import save_policy
 from selfdistill.method import Method
+from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, grpo_plus, hsd, opd, opsd, pw_opsd, shuffled_context
-from selfdistill.methods.build import build_method
 from selfdistill.models import Policy
 from selfdistill.teachers import External
 from selfdistill.types import Problem

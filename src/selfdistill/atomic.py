@@ -1,16 +1,47 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes beside the final name and renames; a write that fails leaves what was there. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _beside(path)
     try:
         partial.write_text(text)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill beside the final name, flushed to disk and renamed at the end; a write that fails leaves what was there."""
+    partial = _beside(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _flush(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(partial, path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _flush(folder: Path) -> None:
+    """Asks the disk to hold what was written before the rename makes it count."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

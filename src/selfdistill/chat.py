@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +12,11 @@ from selfdistill.types import Message
 
 FENCE = "\ue000"
 """A private-use character around the numbers that stand for special tokens while the template runs; longer where a message contains it."""
+
+
+def special_id(tokenizer: PreTrainedTokenizerBase, name: Literal["eos", "pad", "unk"]) -> int | None:
+    """The id of a named special token; None where the tokenizer has none."""
+    return getattr(tokenizer, f"{name}_token_id")
 
 
 @dataclass(frozen=True)
@@ -40,22 +46,22 @@ class Chat:
 
     def render(self, messages: Sequence[Message], thinking: bool | None = None, *, header: bool = True) -> str:
         """The chat as the template's text."""
-        flag = {} if thinking is None else {"enable_thinking": thinking}
+        flag: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
         turns = [dict(m) for m in messages]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=header, **flag)
+        return cast(str, self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=header, **flag))
 
     def completion(self, text: str) -> list[int]:
-        """A completion's ids, special tokens as plain text, closed by the token that ends an assistant's turn."""
+        """A completion's ids, special tokens as plain text, closed by the token that ends an assistant's turn where there is one."""
         pieces = self._special.split(text)
         written = self._special.findall(text)
         ids = self._ids(pieces[0])
         for special, piece in zip(written, pieces[1:], strict=True):
             ids += self._plain(special) + self._ids(piece)
-        return [*ids, self.end_id]
+        return ids if self.end_id is None else [*ids, self.end_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def header(self, ids: Sequence[int]) -> list[int]:
         """The assistant header a prompt ends in, without the think block a flag may append; the last tokens where it ends otherwise."""
@@ -65,12 +71,12 @@ class Chat:
         return list(ids[-len(shortest) :])
 
     @cached_property
-    def end_id(self) -> int:
-        """The special token the template closes an assistant's turn with, else the tokenizer's end of sequence."""
+    def end_id(self) -> int | None:
+        """The special token the template closes an assistant's turn with, else the tokenizer's end of sequence, if it has one."""
         probe = "\ue002"
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
         closing = self._ids(self.render(turns, header=False).rpartition(probe)[2])
-        return next((token for token in closing if token in self._special_ids), self.tokenizer.eos_token_id)
+        return next((token for token in closing if token in self._special_ids), special_id(self.tokenizer, "eos"))
 
     @cached_property
     def _headers(self) -> list[list[int]]:
@@ -90,7 +96,7 @@ class Chat:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        return frozenset(self._special_tokens.values()) - {self.tokenizer.unk_token_id}
+        return frozenset(self._special_tokens.values()) - {special_id(self.tokenizer, "unk")}
 
     @cached_property
     def _special(self) -> re.Pattern[str]:

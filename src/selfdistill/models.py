@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -74,7 +74,7 @@ class Policy(nn.Module):
     @property
     def base(self) -> PreTrainedModel:
         """The Hugging Face model, adapters inside."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return cast(PreTrainedModel, self.model.get_base_model()) if isinstance(self.model, PeftModel) else self.model
 
     @property
     def _backbone(self) -> nn.Module:
@@ -106,15 +106,20 @@ class Policy(nn.Module):
     def lora(self) -> bool:
         return isinstance(self.model, PeftModel)
 
+    @property
+    def _adapted(self) -> PeftModel:
+        assert isinstance(self.model, PeftModel), "only a LoRA policy has adapters"
+        return self.model
+
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
         """The base weights alone."""
-        with self.model.disable_adapter():
+        with self._adapted.disable_adapter():
             yield
 
     def add_adapter(self, name: str) -> None:
         """A second adapter in fp32 that begins at the student's and is not trained."""
-        self.model.add_adapter(name, self.model.peft_config["default"])
+        self._adapted.add_adapter(name, self._adapted.peft_config["default"])
         student = self.adapter_parameters("default")
         with torch.no_grad():
             for key, parameter in self.adapter_parameters(name).items():
@@ -124,11 +129,11 @@ class Policy(nn.Module):
     @contextmanager
     def use_adapter(self, name: str) -> Iterator[None]:
         """Reads with another adapter, then with the student's again."""
-        self.model.set_adapter(name)
+        self._adapted.set_adapter(name)
         try:
             yield
         finally:
-            self.model.set_adapter("default")
+            self._adapted.set_adapter("default")
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's factors by the names they share with every other adapter's."""

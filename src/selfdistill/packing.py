@@ -69,6 +69,7 @@ def _batch(lessons: Sequence[_Lesson]) -> Batch:
     samples = [s for lesson in lessons for s in lesson.samples]
     taught = [s for s in samples if s.views]
     lengths = [len(s.rollout.positions) for s in samples]
+    scalars: dict[str, Any] = {name: _floats(getattr(s, name) for s in samples) for name in _SAMPLE_SCALARS}
     roles: dict[str, Weights] = {role: view.weights for s in taught for role, view in s.views.items()}
     for sample in taught:
         if (found := {role: view.weights for role, view in sample.views.items()}) != roles:
@@ -86,7 +87,7 @@ def _batch(lessons: Sequence[_Lesson]) -> Batch:
         reward=_floats(float(s.rollout.reward or 0) for s in samples),
         proximal_logp=None,
         **_token_columns(samples),
-        **{name: _floats(getattr(s, name) for s in samples) for name in _SAMPLE_SCALARS},
+        **scalars,
         temperature=_common_temperature(samples),
     )
 

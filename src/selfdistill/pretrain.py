@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
+from selfdistill.chat import special_id
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.tasks.arithmetic.card import write_card
 from selfdistill.tasks.arithmetic.mixture import Example, Mixture
@@ -78,8 +79,8 @@ def _architecture(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase
         max_position_embeddings=settings.max_length,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=special_id(tokenizer, "eos"),
+        pad_token_id=special_id(tokenizer, "pad"),
     )
 
 
@@ -108,7 +109,7 @@ def _train(
         for part in (*optimizers, *schedules):
             part.step()
         model.zero_grad()
-        tokens += sum(int((ids != tokenizer.pad_token_id).sum()) for ids, _, _ in batches)
+        tokens += sum(int((ids != encode.pad).sum()) for ids, _, _ in batches)
         status = f"loss {loss:.3f}, {tokens / (time.perf_counter() - start):,.0f} tokens/s"
         progress.update(bar, advance=1, status=status)
         if step % 50 == 0 and not progress.console.is_terminal:
@@ -136,7 +137,9 @@ class _Encoder:
     """Examples to padded ids and labels; the end of sequence is trained, prompts are not."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.vocabulary, self.tokenizer = tokenizer.get_vocab(), tokenizer
+        pad, end = special_id(tokenizer, "pad"), special_id(tokenizer, "eos")
+        assert pad is not None and end is not None
+        self.vocabulary, self.pad, self.end = tokenizer.get_vocab(), pad, end
 
     def batches(self, examples: Sequence[Example], parts: int = 2) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
         """(ids, labels, share of the trained tokens) of micro-batches of like length, so that little is padded."""
@@ -147,7 +150,7 @@ class _Encoder:
 
     def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([r + [self.tokenizer.pad_token_id] * (width - len(r)) for r, _ in rows])
+        ids = torch.tensor([r + [self.pad] * (width - len(r)) for r, _ in rows])
         labels = torch.tensor([label + [-100] * (width - len(label)) for _, label in rows])
         return ids, labels
 
@@ -160,5 +163,4 @@ class _Encoder:
         prompt = self.chat_ids(example.messages)
         words = [self.vocabulary[word] for word in example.words]
         labels = [token if trained else -100 for token, trained in zip(words, example.trained, strict=True)]
-        end = self.tokenizer.eos_token_id
-        return prompt + words + [end], [-100] * len(prompt) + labels + [end]
+        return prompt + words + [self.end], [-100] * len(prompt) + labels + [self.end]

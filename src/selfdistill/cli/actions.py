@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from selfdistill.atomic import whole_folder
 from selfdistill.config import Settings, explain, load_settings, make_settings, read_recipe, read_settings
 
 out = Console(highlight=False, soft_wrap=True)
@@ -31,7 +31,7 @@ def list_methods() -> None:
 def describe_method(name: str, *, vs: str | None) -> None:
     """All parts, or the differing ones side by side."""
     from selfdistill.method import describe, diff
-    from selfdistill.methods.build import build_method
+    from selfdistill.method_names import build_method
 
     method = build_method(name, {}, max_completion_length=1024)
     table = Table(box=None)
@@ -117,12 +117,8 @@ def export_model(model: str, *, output: Path, merge: bool, push_to_hub: str | No
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; choose another --output")
     policy = load_policy(model_folder(model))
-    partial = output.with_name(output.name + ".partial")
-    try:
+    with whole_folder(output) as partial:
         save_policy(policy, partial, merge=merge)
-        partial.replace(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     out.print(f"wrote {output}")
     if push_to_hub:
         huggingface_hub.upload_folder(repo_id=huggingface_hub.create_repo(push_to_hub, exist_ok=True).repo_id, folder_path=output)

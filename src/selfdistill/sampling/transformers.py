@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from selfdistill.chat import special_id
 from selfdistill.contexts import student_messages
 from selfdistill.models import Policy
 from selfdistill.teachers import evaluating
@@ -87,14 +89,15 @@ class TransformersSampler:
         """(completion ids, their log-probs, truncated) a prompt, from one batch."""
         policy = self.policy
         stops = _stop_ids(policy)
-        pad = policy.tokenizer.pad_token_id if policy.tokenizer.pad_token_id is not None else stops[0]
+        pad = special_id(policy.tokenizer, "pad")
+        pad = stops[0] if pad is None else pad
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=policy.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
         recorder = _Recorder(temperature=self.temperature or 1.0, vocab_size=policy.vocab_size, prompt_width=width)
         choice = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.temperature else {"do_sample": False}
         with evaluating(policy), policy.autocast(), _own_settings_only(policy.base):
-            out = policy.base.generate(
+            out = cast(Callable[..., Tensor], policy.base.generate)(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=self.max_completion_length,
@@ -145,7 +148,7 @@ def _own_settings_only(model: PreTrainedModel) -> Iterator[None]:
     kept, model.generation_config = model.generation_config, GenerationConfig()
     if model.device.type == "cpu":
         # transformers keeps the longest cache yet, to spare compilations; here it would make results depend on earlier calls
-        model._previous_max_cache_length = -1
+        model._previous_max_cache_length = -1  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:
@@ -156,7 +159,7 @@ def _stop_ids(policy: Policy) -> list[int]:
     """The tokenizer's end of sequence, those of the model's generation settings, and what closes a turn of the chat."""
     configured = policy.base.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
-    return list(dict.fromkeys(i for i in (policy.tokenizer.eos_token_id, *listed, policy.chat.end_id) if i is not None))
+    return list(dict.fromkeys(i for i in (special_id(policy.tokenizer, "eos"), *listed, policy.chat.end_id) if i is not None))
 
 
 def _cut(row: list[int], logp: list[float], stops: Sequence[int]) -> tuple[list[int], list[float], bool]:

@@ -2,10 +2,12 @@
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights
+from selfdistill.brackets import unclosed
 from selfdistill.imports import load_object, nearest
 from selfdistill.method import Method
 from selfdistill.methods import METHODS, WRAPPERS
@@ -17,12 +19,17 @@ PARTS: Mapping[str, type] = {
     if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
 }
 
+CALL = re.compile(r"\w+\(")
+"""How the call of a part begins."""
+
 
 def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_length: int) -> Method:
     """`hsd`, `grpo_plus(hsd)` or `package.module:name`, called with arguments; strings like "EMA(0.05)" become parts.
 
     Arguments go to the innermost function that knows them. Raises ValueError on an unknown name or argument.
     """
+    if bracket := unclosed(name):
+        raise ValueError(f"method {name!r} never closes its {bracket!r}; a wrapped one is written like grpo_plus(hsd)")
     outer, inner = _nested(name)
     given = {key: _value(value) for key, value in arguments.items()}
     if inner is not None:
@@ -60,7 +67,11 @@ def _find(name: str, among: tuple[Callable[..., Method], ...]) -> Callable[..., 
 
 def _value(value: Any) -> Any:
     """A string that reads as the call of a part, as that part."""
-    if not isinstance(value, str) or not value.endswith(")"):
+    if not isinstance(value, str):
+        return value
+    if (bracket := unclosed(value)) and CALL.match(value):
+        raise ValueError(f"{value!r} never closes its {bracket!r}; a part is written as a whole call, like EMA(0.05)")
+    if not value.endswith(")"):
         return value
     try:
         return _part(ast.parse(value, mode="eval").body)

@@ -4,6 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 $python benchmarks/parity.py --device cuda --hidden 1024 --layers 8 --vocab 49152 --rollouts 32 --longest 512
-for script in scoring_memory; do
-  [ -f "benchmarks/$script.py" ] && $python "benchmarks/$script.py" --device cuda
-done
+$python benchmarks/scoring_memory.py --device cuda
+$python benchmarks/step.py --device cuda --dtype bfloat16

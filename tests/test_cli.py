@@ -70,7 +70,7 @@ def made(tmp_path_factory):
     rows = [{"prompt": f"{WORDS[i]} {WORDS[i + 1]}", "answer": WORDS[i + 2], "solution": f"{WORDS[i]} {WORDS[i + 2]}"} for i in range(40)]
     lines = [json.dumps(row) for row in rows]
     (folder / "data.jsonl").write_text("\n".join(lines))
-    (folder / "long.jsonl").write_text("\n".join([json.dumps({"prompt": "w1 " * 300, "answer": "w2", "solution": "w3"}), *lines]))
+    (folder / "long.jsonl").write_text("\n".join([*lines, json.dumps({"prompt": "w1 " * 300, "answer": "w2", "solution": "w3"})]))
     (folder / "nameless.jsonl").write_text(json.dumps({"question": "w1", "answer": "w2"}))
     (folder / "empty.jsonl").write_text("")
     (folder / "recipe.toml").write_text(RECIPE)
@@ -224,7 +224,7 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
         (["--task", "empty.jsonl"], "has 0 rows"),
         (["--task", "absent.jsonl"], "'absent.jsonl' does not exist"),
         (["--task.colums", "3"], "task 'data.jsonl' has no knob 'colums'; did you mean 'columns'"),
-        (["--task", "long.jsonl", "--prompts_per_step", "40"], "positions; lower max_completion_length"),
+        (["--task", "long.jsonl"], "positions; lower max_completion_length"),
         (["--sampling.max_prompt_length", "2"], "above sampling.max_prompt_length = 2"),
         (["--tokens_per_batch", "8"], "tokens_per_batch = 8"),
         (["--reward", "mine:short"], "the reward function short returned 1 values for"),
@@ -293,6 +293,6 @@ def test_interrupted_and_resumed_is_the_run_that_was_not(trained, here):
     assert process.returncode == 130
     assert "interrupted; stopped is whole up to its last checkpoint, continue with the same command and --resume" in said
     assert "Traceback" not in said
-    main([*arguments, "--resume"])
+    main(["train", "recipe.toml", "--output_dir", "stopped", "--resume"])
     for name in ("checkpoints/step_000003/model.safetensors", "rollouts/step_000003.jsonl"):
         assert (here / "stopped" / name).read_bytes() == (run / name).read_bytes(), name

@@ -13,6 +13,7 @@ from selfdistill.loading import Lora, load_policy
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
 from selfdistill.models import Policy, check_head, check_layout
+from selfdistill.preflight import prove_alignment
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks import Task
 from selfdistill.tasks.files import Dataset, with_templates
@@ -82,6 +83,7 @@ def train(
         task=None if isinstance(task, str) else task,
         reward=reward,
     )
+    prove_alignment(parts.trainer)
     yield from parts.trainer
 
 

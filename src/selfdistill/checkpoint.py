@@ -37,7 +37,9 @@ def checkpoints(run: Path) -> list[Path]:
 def latest(run: Path) -> Path:
     """Raises ValueError where a run has nothing to resume from."""
     if not (found := checkpoints(run)):
-        raise ValueError(f"{run} has no complete checkpoint to resume from; leave out --resume to start it anew, or lower checkpoint_every")
+        raise ValueError(
+            f"{run} has no complete checkpoint to resume from; remove it or choose another --output_dir (checkpoint_every sets how often)"
+        )
     return found[-1]
 
 

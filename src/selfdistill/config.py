@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from selfdistill.atomic import write_whole
 from selfdistill.imports import nearest
 
 
@@ -248,7 +249,7 @@ def keys(model: type[BaseModel] = Settings) -> dict[str, FieldInfo]:
 
 def save_settings(settings: Settings, path: Path) -> None:
     """What `load_settings` reads back equal, as JSON."""
-    path.write_text(settings.model_dump_json(indent=2) + "\n")
+    write_whole(path, settings.model_dump_json(indent=2) + "\n")
 
 
 def read_settings(path: Path) -> Settings:

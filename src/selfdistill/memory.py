@@ -1,37 +1,47 @@
 """How much memory a step will take, said before it starts, and what to turn when it was too much."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
 from selfdistill.config import Settings
+from selfdistill.contexts import student_messages
 from selfdistill.errors import out_of_memory
-from selfdistill.method import Method
 from selfdistill.models import Policy
+from selfdistill.reading import Readers
 from selfdistill.scoring import CHUNK_ENTRIES
-from selfdistill.teachers import EMA, External, Frozen
+from selfdistill.types import Problem
 
 GIB = 2**30
 LAYER_ACTIVATIONS = 34
 """Numbers of hidden width a token that a transformer layer keeps for backward (2205.05198, section 4.1, without attention scores)."""
 CHECKPOINTED_ACTIVATIONS = 1
+ADAPTED_BYTES = 70
+"""Bytes of hidden width a token that LoRA on all linear layers of a gated transformer layer adds: fp32 copies of what enters and leaves each."""
 SCORED_COPIES = 6
 """Tensors of [chunk vocab] alive at once while a chunk is scored."""
 
 
-def estimate(policy: Policy, method: Method, settings: Settings) -> dict[str, float]:
-    """GiB by part: weights, teacher copies, optimizer with gradients, activations of a full micro-batch, scoring."""
+def estimate(policy: Policy, readers: Readers, settings: Settings, problems: Iterable[Problem]) -> dict[str, float]:
+    """GiB by part: weights, teacher copies, optimizer with gradients, activations of the largest micro-batch, scoring.
+
+    The largest micro-batch is a full one, or every rollout at its longest beside the longest of the given prompts where those are fewer tokens.
+    """
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-    copied = method.reads_teacher and isinstance(method.teacher, EMA | External | Frozen) and not policy.lora
+    copies = [copy for reader in set(readers.values()) if isinstance(copy := getattr(reader, "teacher", None), Policy)]
     config = policy.base.config.get_text_config()
     kept = CHECKPOINTED_ACTIVATIONS if settings.model.gradient_checkpointing else LAYER_ACTIVATIONS
     width = torch.finfo(policy.dtype).bits // 8
-    activations = settings.tokens_per_batch * config.hidden_size * width * (kept * config.num_hidden_layers + LAYER_ACTIVATIONS)
+    longest = max((len(policy.chat.encode(student_messages(p))) for p in problems), default=0) + settings.sampling.max_completion_length
+    tokens = min(settings.tokens_per_batch, settings.prompts_per_step * settings.sampling.num_generations * longest)
+    adapted = ADAPTED_BYTES if policy.lora and not settings.model.gradient_checkpointing else 0
+    layers = config.num_hidden_layers * (kept * width + adapted) + LAYER_ACTIVATIONS * width
+    activations = tokens * config.hidden_size * layers
     parts = {
         "weights": weights,
-        "teachers": weights * (copied + bool(method.reference_coef and not policy.lora and method.teacher != Frozen())),
+        "teachers": sum(p.numel() * p.element_size() for copy in copies for p in copy.parameters()),
         "optimizer": 3 * trained,
         "activations": activations,
         "scoring": SCORED_COPIES * 4 * CHUNK_ENTRIES.get(policy.device.type, CHUNK_ENTRIES["cpu"]),

@@ -16,7 +16,7 @@ from selfdistill.types import Batch, Packed, Rollout, TrainingSample, Weights
 def pack(samples: Sequence[TrainingSample], budget: int) -> list[Batch]:
     """Micro-batches of at most `budget` tokens over all views, padding to the longest included; the longest rollouts come first.
 
-    So memory runs out on the first micro-batch or never. Raises ValueError where one rollout alone exceeds the budget.
+    So a shortage of memory shows early. Raises ValueError where one rollout alone exceeds the budget.
     """
     batches, current, rows = [], [], 0
     for lesson in sorted(_lessons(samples), key=lambda lesson: lesson.longest, reverse=True):

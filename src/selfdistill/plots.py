@@ -1,6 +1,7 @@
 """Pictures of a run, drawn from what it left on disk."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,11 @@ def learning_curve(run: Path, *, title: str) -> Path | None:
         axis.grid(alpha=0.3)
     axes.flat[4].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.suptitle(title)
-    figure.savefig(run / "learning_curve.png", dpi=110)
+    picture = run / "learning_curve.png"
+    figure.savefig(partial := picture.with_suffix(".partial"), dpi=110, format="png")
+    os.replace(partial, picture)
     plt.close(figure)
-    return run / "learning_curve.png"
+    return picture
 
 
 def _lines(axis: Any, rows: Sequence[Mapping[str, float]], series: Series) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from selfdistill.checkpoint import random_state, restore_random_state
 from selfdistill.contexts import student_messages
 from selfdistill.method import Method
 from selfdistill.models import Policy
@@ -16,6 +17,7 @@ from selfdistill.reading import Readers, read
 from selfdistill.samples import training_samples
 from selfdistill.targets import TeacherDistribution
 from selfdistill.teachers import Live
+from selfdistill.trainer import Trainer
 from selfdistill.types import Group, Problem, Rollout, Teaching, View, Weights
 
 JOIN = 8
@@ -72,6 +74,19 @@ def _prompt(policy: Policy, role: str, weights: Weights, ids: tuple[int, ...]) -
 
 def _tokens(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(policy.tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def prove_alignment(trainer: Trainer) -> dict[str, float]:
+    """`check_alignment` on real rollouts of the first problems, which must also fit the micro-batch budget; the random state is as before it."""
+    state, sampling = random_state(), trainer.settings.sampling
+    groups = trainer.sampler.sample(trainer.stream.problems[:2], min(2, sampling.num_generations))
+    trainer.grade(groups)
+    for write in trainer.method.feedback:
+        write(groups, trainer.sampler)
+    found = check_alignment(trainer.policy, trainer.method, groups)
+    pack(training_samples(groups, trainer.method, encode=trainer.policy.chat.encode), trainer.settings.tokens_per_batch)
+    restore_random_state(state)
+    return found
 
 
 def check_alignment(policy: Policy, method: Method, groups: Sequence[Group]) -> dict[str, float]:

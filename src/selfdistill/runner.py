@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,9 @@ from selfdistill.console import Console
 from selfdistill.evaluate import Evaluation, evaluate
 from selfdistill.memory import estimate, explain_out_of_memory
 from selfdistill.method import describe
-from selfdistill.packing import pack
 from selfdistill.plots import learning_curve
-from selfdistill.preflight import check_alignment
+from selfdistill.preflight import prove_alignment
 from selfdistill.runlog import RunLog, require_trackers
-from selfdistill.samples import training_samples
 from selfdistill.summary import summarize
 from selfdistill.teachers import weights_hash
 from selfdistill.trainer import StepResult
@@ -42,7 +41,8 @@ class Run:
         if resume:
             return cls(folder=folder, resumed=checkpoint.latest(folder))
         if (folder / "settings.json").exists():
-            raise ValueError(f"{folder} already holds a run; continue it with --resume, or choose another --output_dir")
+            way = "continue it with --resume" if checkpoint.checkpoints(folder) else "which has no checkpoint yet: remove it"
+            raise ValueError(f"{folder} already holds a run; {way}, or choose another --output_dir")
         return cls(folder=folder, resumed=None)
 
     def evaluation(self, step: int) -> Path:
@@ -65,11 +65,11 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
     parts = assemble(settings)
     # downloads show their bars; those of every checkpoint's files would tear the run's own
     disable_progress_bar()
-    console.begin(settings, describe(parts.method), estimate(parts.policy, parts.method, settings))
+    console.begin(settings, describe(parts.method), estimate(parts.policy, parts.trainer.readers, settings, islice(parts.trainer.stream.problems, 100)))
     held_out = _held_out(parts)
     with explain_out_of_memory(settings):
         if not run.resumed:
-            _preflight(parts, console)
+            _preflight(parts, held_out, console)
             run.folder.mkdir(parents=True, exist_ok=True)
             save_settings(settings, run.folder / "settings.json")
         base = _measure(parts, held_out, run.evaluation(0), console, "base") if held_out else None
@@ -105,19 +105,12 @@ def _same_run(settings: Settings, run: Run) -> Settings:
     return settings
 
 
-def _preflight(parts: Assembled, console: Console) -> None:
-    """The alignment proof on real rollouts, before anything is written; the random state is as before it."""
-    state = checkpoint.random_state()
+def _preflight(parts: Assembled, held_out: Sequence[Problem], console: Console) -> None:
+    """What would stop the run later stops it before anything is written: a prompt that is too long, tokens that do not align."""
+    parts.sampler.check_lengths(parts.trainer.stream.problems)
+    make_eval_sampler(parts.policy, parts.settings).check_lengths(held_out)
     with console.status("checking that student and teacher read the same tokens"):
-        problems = parts.trainer.stream.problems[:2]
-        groups = parts.sampler.sample(problems, min(2, parts.settings.sampling.num_generations))
-        parts.trainer.grade(groups)
-        for write in parts.method.feedback:
-            write(groups, parts.sampler)
-        found = check_alignment(parts.policy, parts.method, groups)
-        # a budget too small for one rollout stops here, not after the base was measured
-        pack(training_samples(groups, parts.method, encode=parts.policy.chat.encode), parts.settings.tokens_per_batch)
-    checkpoint.restore_random_state(state)
+        found = prove_alignment(parts.trainer)
     console.aligned(found)
 
 

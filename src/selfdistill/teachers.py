@@ -177,10 +177,10 @@ class _CopyReader:
     def __init__(self, *, student: "Policy", teacher: "Policy", rate: float, offload: bool) -> None:
         self.student, self.teacher, self.rate, self.offload = student, teacher, rate, offload
         self.hash = weights_hash(teacher) if rate == 0 else ""
-        # rounding a small rate away in bf16 would stop the average, so it is kept apart in fp32
-        self.average = {n: p.detach().float() for n, p in teacher.named_parameters()} if rate else {}
         if offload:
             teacher.to("cpu")
+        # rounding a small rate away in bf16 would stop the average, so it is kept apart in fp32
+        self.average = {n: p.detach().float() for n, p in teacher.named_parameters()} if rate else {}
 
     @contextmanager
     def reading(self) -> Iterator["Policy"]:

@@ -49,7 +49,7 @@ class Rollout:
     """The completion ended at `max_completion_length`, not at an end-of-sequence token."""
     temperature: float = 1.0
     policy_version: int = 0
-    """Number of optimizer steps taken by the weights that wrote it."""
+    """Number of training steps taken by the weights that wrote it."""
     index: int = 0
     """Place in its group."""
     trajectory: str = ""

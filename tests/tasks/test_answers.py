@@ -121,6 +121,8 @@ def test_answers_made_to_hang_a_verifier_are_refused_at_once(bomb: str) -> None:
         ("**Answer: 42**", "42"),
         ("The answer is 42.", "42"),
         ("The final answer is: $x=3$", "$x=3$"),
+        ("The final answer to this arithmetic problem is 6.", "6"),
+        ("The answer to this. That is 6.", None),
         ("Answer: .5", ".5"),
         ("Answer:\n5", "5"),
         ("3 + 4 = 7\n#### 1,200\n", "1,200"),

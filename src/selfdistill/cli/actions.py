@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfdistill.atomic import whole_folder
+from selfdistill.atomic import whole_folder, write_whole
 from selfdistill.config import Settings, explain, load_settings, make_settings, read_recipe, read_settings
 
 out = Console(highlight=False, soft_wrap=True)
@@ -49,6 +49,7 @@ def describe_method(name: str, *, vs: str | None) -> None:
 def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:
     """Prints a model's figures; a run's folder brings its own settings."""
     from selfdistill.api import load_settings_policy, make_eval_sampler, worded
+    from selfdistill.checkpoint import seed_all
     from selfdistill.console import Console as Progress
     from selfdistill.evaluate import evaluate
     from selfdistill.imports import load_object
@@ -62,6 +63,7 @@ def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], out
         raise ValueError(f"the test split of {settings.task.name!r} has 0 problems to evaluate on")
     reward = load_object(settings.reward) if settings.reward else None
     k = settings.eval.num_samples
+    seed_all(settings.seed)
     with Progress().bar("evaluating", len(problems) * k) as advance:
         result = evaluate(make_eval_sampler(policy, settings, on_progress=advance), task, problems, num_samples=k, reward=reward)
     low, high = result.ci95
@@ -69,7 +71,7 @@ def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], out
     out.print(f"avg@{k} {result.avg_at_k:.4f} [{low:.4f}, {high:.4f}]  pass@{k} {result.pass_at_k:.4f}  maj@{k} {result.maj_at_k:.4f}")
     out.print(f"truncated {result.truncated:.4f}  mean length {result.mean_length:.1f} tokens")
     if output:
-        output.write_text(json.dumps(result.to_json()) + "\n")
+        write_whole(output, json.dumps(result.to_json()) + "\n")
 
 
 def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:

@@ -30,9 +30,12 @@ class Train(_Command):
     takes_settings: ClassVar[bool] = True
 
     def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.config import load_settings
+        from selfdistill.config import load_settings, make_settings, read_settings
 
         settings = load_settings(self.recipe, overrides)
+        own = Path(settings.output_dir) / "settings.json"
+        if self.resume and own.is_file():
+            settings = make_settings(read_settings(own).model_dump(mode="json"), {"output_dir": settings.output_dir, **overrides}, origin=str(own))
         from selfdistill.runner import execute
 
         execute(settings, resume=self.resume)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import cast
 
 import torch
@@ -15,6 +16,9 @@ from selfdistill.contexts import student_messages
 from selfdistill.models import Policy
 from selfdistill.teachers import evaluating
 from selfdistill.types import Group, Problem, Rollout
+
+LONGEST = 100
+"""Prompts whose length is looked at before a run: those with the most letters."""
 
 
 @dataclass(kw_only=True)
@@ -48,6 +52,11 @@ class TransformersSampler:
             if self.on_progress:
                 self.on_progress(len(rollouts), len(asked))
         return [Group(problem=problem, rollouts=[rollouts[p, i] for i in range(n)]) for p, problem in enumerate(problems)]
+
+    def check_lengths(self, problems: Sequence[Problem]) -> None:
+        """Raises the ValueError that sampling any of them would: the longest by their letters are rendered."""
+        for problem in nlargest(LONGEST, problems, key=lambda p: len(str(p.prompt))):
+            self._prompt(problem)
 
     def write(self, problem: Problem, text: str) -> Rollout:
         """A given text as a rollout that ends by itself, with log-probs 0."""

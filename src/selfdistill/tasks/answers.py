@@ -5,7 +5,7 @@ import re
 
 BOXED = "\\boxed{"
 HASHES = "####"
-MARK = re.compile(r"####|\banswer\b(?:\s+is\b|\**\s*[:=])\**\s*:?", re.IGNORECASE)
+MARK = re.compile(r"####|\banswer\b(?:\s+(?:to|of|for)\s[^.:\n]{1,60}?)?(?:\s+is\b|\**\s*[:=])\**\s*:?", re.IGNORECASE)
 LONGEST = 200
 """Characters; a longer answer is compared as text, since a parser may take minutes over it."""
 TEXT = re.compile(r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")

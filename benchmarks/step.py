@@ -1,0 +1,136 @@
+"""What a training step costs, by phase, and beside TRL's SDPOTrainer: same model, prompts, words, groups, type and method (SDPO), one process a side.
+
+python benchmarks/step.py [--device cuda --dtype bfloat16] [--models tiny wide smollm2-135m]   prints tables and writes benchmarks/out/step.json
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from workload import OUT, model_folder
+
+TRL = "trl==1.16.0"
+PEER = OUT / "peers" / "trl"
+PHASES = ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")
+SHAPES = {
+    "tiny": {"prompts": 16, "generations": 8, "tokens": 112, "steps": 6, "top_k": 32},
+    "wide": {"prompts": 8, "generations": 8, "tokens": 128, "steps": 4, "top_k": 100},
+    "smollm2-135m": {"prompts": 4, "generations": 8, "tokens": 64, "steps": 3, "top_k": 100},
+}
+"""wide: 8,192 trained tokens under 49,152 words; with random weights it never stops by itself, so only forced lengths mean something."""
+console = Console(width=120)
+
+
+def peer_environment() -> dict[str, str] | None:
+    """The environment in which `import trl` works, installing it beside the results if need be; None where that fails."""
+    if importlib.util.find_spec("trl"):
+        return dict(os.environ)
+    if not PEER.is_dir():
+        found = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", PEER, TRL], capture_output=True, text=True)
+        if found.returncode:
+            console.print(f"{TRL} cannot be installed here, so there is no ratio: {found.stderr.strip().splitlines()[-1]}")
+            return None
+    return os.environ | {"PYTHONPATH": str(PEER)}
+
+
+def run(side: str, environment: dict[str, str], **options: object) -> dict:
+    """One side's process, and the line of JSON it ends with. Raises RuntimeError with its last words where it fails."""
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    script = Path(__file__).with_name(f"step_{side}.py")
+    done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{script.name} {' '.join(flags)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def medians(found: list[dict]) -> dict:
+    """Repeated processes as one: the median of each figure."""
+    return {group: {key: statistics.median(f[group][key] for f in found) for key in found[0][group]} for group in ("tokens_per_s", "seconds")}
+
+
+def measure(model: str, lengths: str, peer: dict[str, str] | None, arguments: argparse.Namespace) -> dict:
+    """Both sides in turn, `repeats` times; the peer under the cache that suits it better."""
+    options = SHAPES[model] | {"folder": model_folder(model), "lengths": lengths, "device": arguments.device, "dtype": arguments.dtype}
+    sides: dict[str, list[dict]] = {"ours": [], "trl, static cache": [], "trl, dynamic cache": []}
+    for _ in range(arguments.repeats):
+        for side, found in sides.items():
+            if side == "ours":
+                found.append(run("ours", dict(os.environ), **options))
+            elif peer is not None:
+                found.append(run("trl", peer, **options, cache=side.split()[1]))
+    result = {side: medians(found) for side, found in sides.items() if found}
+    theirs = [side for side in result if side != "ours"]
+    if theirs:
+        best = max(theirs, key=lambda side: result[side]["tokens_per_s"]["step"])
+        result["fastest_trl"] = best
+        # sampling against the cache under which the peer samples fastest, learning likewise
+        fastest = {part: max(result[side]["tokens_per_s"][part] for side in theirs) for part in ("step", "sampling", "learning")}
+        result["ratio"] = {part: result["ours"]["tokens_per_s"][part] / rate for part, rate in fastest.items()}
+        result["memory_ratio"] = result["ours"]["seconds"]["memory_mib"] / min(result[side]["seconds"]["memory_mib"] for side in theirs)
+    return result
+
+
+def show(model: str, lengths: str, result: dict) -> None:
+    """Tokens a second of every side, and where our step's time goes."""
+    table = Table("side", "step, tokens/s", "sampling", "learning", "peak above weights and optimizer, MiB", title=f"{model}, {lengths} lengths")
+    for side, found in result.items():
+        if isinstance(found, dict) and "tokens_per_s" in found:
+            rates = found["tokens_per_s"]
+            table.add_row(side, *(f"{rates[part]:,.0f}" for part in ("step", "sampling", "learning")), f"{found['seconds']['memory_mib']:,.0f}")
+    if "ratio" in result:
+        table.add_row("ours / fastest TRL", *(f"{result['ratio'][part]:.2f}" for part in ("step", "sampling", "learning")), f"{result['memory_ratio']:.2f}")
+    console.print(table)
+    seconds = result["ours"]["seconds"]
+    phases = Table("phase of ours", "seconds", "share", "tokens/s")
+    for phase in PHASES:
+        spent = seconds[f"phase_{phase}"]
+        phases.add_row(phase, f"{spent:.3f}", f"{spent / seconds['step']:.1%}", f"{seconds['tokens'] / spent:,.0f}" if spent else "")
+    console.print(phases)
+
+
+def summary(results: dict[str, dict[str, dict]]) -> dict:
+    """The headline: the first model that has natural lengths, and the memory of the widest vocabulary."""
+    natural = next((r for r in results.values() if "ratio" in r.get("natural", {})), None)
+    wide = results.get("wide", {}).get("forced", {})
+    if natural is None:
+        return {"ratio_vs_trl": None, "memory_ratio_vs_trl": wide.get("memory_ratio")}
+    forced = natural["forced"]["ratio"]
+    ratios = {"natural": natural["natural"]["ratio"]["step"], "forced": forced["step"], "learning": forced["learning"], "sampling": forced["sampling"]}
+    return {"ratio_vs_trl": ratios, "memory_ratio_vs_trl": wide.get("memory_ratio")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--models", nargs="+", default=["tiny", "wide"], choices=tuple(SHAPES))
+    parser.add_argument("--repeats", type=int, default=2)
+    arguments = parser.parse_args()
+    peer, results = peer_environment(), {}
+    for model in arguments.models:
+        results[model] = {}
+        for lengths in ("forced",) if model == "wide" else ("natural", "forced"):
+            results[model][lengths] = measure(model, lengths, peer, arguments)
+            show(model, lengths, results[model][lengths])
+    found = {
+        **summary(results),
+        "meaning": "ratio_vs_trl: our tokens a second over TRL's (above 1: faster); memory_ratio_vs_trl: our peak over TRL's (below 1: less)",
+        "peer": TRL,
+        "machine": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype},
+        "shapes": SHAPES,
+        "results": results,
+    }
+    (OUT / "step.json").write_text(json.dumps(found, indent=2) + "\n")
+    console.print(f"wrote {OUT / 'step.json'}")
+
+
+if __name__ == "__main__":
+    main()

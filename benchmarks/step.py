@@ -22,7 +22,7 @@ PEER = OUT / "peers" / "trl"
 PHASES = ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")
 SHAPES = {
     "tiny": {"prompts": 16, "generations": 8, "tokens": 112, "steps": 6, "top_k": 32},
-    "wide": {"prompts": 8, "generations": 8, "tokens": 128, "steps": 4, "top_k": 100},
+    "wide": {"prompts": 8, "generations": 8, "tokens": 128, "steps": 2, "top_k": 100},
     "smollm2-135m": {"prompts": 4, "generations": 8, "tokens": 64, "steps": 3, "top_k": 100},
 }
 """wide: 8,192 trained tokens under 49,152 words; with random weights it never stops by itself, so only forced lengths mean something."""

@@ -95,7 +95,7 @@ class Console:
         self.out.print(f"results    {', '.join(map(str, results))}")
         self.out.print(f"picture    {run}/learning_curve.png")
         self.out.print(f"model      {run}/checkpoints/step_{settings.steps:06d}")
-        other = "opsd" if settings.method.name != "opsd" else "hsd"
+        other = "grpo" if settings.method.name != "grpo" else "hsd"
         self.out.print(f"try next   selfdistill describe {settings.method.name} --vs {other}")
         self.out.print(f"           selfdistill train quickstart --method {other} --output_dir runs/{other}")
         self.out.print(f"           selfdistill export {run} --output exported")

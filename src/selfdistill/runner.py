@@ -41,7 +41,7 @@ class Run:
         if resume:
             return cls(folder=folder, resumed=checkpoint.latest(folder))
         if (folder / "settings.json").exists():
-            way = "continue it with --resume" if checkpoint.checkpoints(folder) else "which has no checkpoint yet: remove it"
+            way = "continue it with --resume" if checkpoint.checkpoints(folder) else "it has no checkpoint yet, remove it"
             raise ValueError(f"{folder} already holds a run; {way}, or choose another --output_dir")
         return cls(folder=folder, resumed=None)
 

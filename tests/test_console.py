@@ -73,7 +73,7 @@ def test_the_end_names_what_is_there(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     made.end(tmp_path, settings)
     assert f"results    {tmp_path}/metrics.jsonl\n" in shown(made) and "summary.json" not in shown(made)
-    assert f"{tmp_path}/checkpoints/step_000007" in shown(made) and "selfdistill describe opsd --vs hsd" in shown(made)
+    assert f"{tmp_path}/checkpoints/step_000007" in shown(made) and "selfdistill describe opsd --vs grpo" in shown(made)
 
 
 def test_the_summary_puts_base_and_trained_side_by_side():

@@ -18,7 +18,8 @@ from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.scoring import Reading, score
 from selfdistill.teachers import Frozen
-from selfdistill.types import Batch, Group, Packed, Rollout, TokenSignals, TrainingSample, View
+from selfdistill.tools import Tools
+from selfdistill.types import Batch, Group, Packed, Problem, Rollout, TokenSignals, TrainingSample, View
 
 NAMES = [f.__name__ for f in METHODS] + [f"{w.__name__}({inner})" for w in WRAPPERS for inner in ("hsd", "opsd", "purified_opsd")]
 
@@ -31,9 +32,21 @@ def method_named(name: str) -> Method:
 
 def prepared(method: Method, groups: list[Group], policy: Policy) -> list[Group]:
     """Groups after the method's feedback stages."""
+    tools = tools_of(policy, method)
     for write in method.feedback:
-        write(groups, TransformersSampler(policy=policy, max_completion_length=16))
+        write(groups, tools)
     return groups
+
+
+def tools_of(policy: Policy, method: Method, *, problems: Sequence[Problem] = ()) -> Tools:
+    """What a run would hand the method's feedback stages; every rollout it grades is right."""
+    sampler = TransformersSampler(policy=policy, max_completion_length=16)
+    return Tools(sampler=sampler, policy=policy, readers=start_readers(method, policy), grade=_all_right, problems=problems, memory={})
+
+
+def _all_right(groups: list[Group]) -> None:
+    for rollout in (r for g in groups for r in g.rollouts):
+        rollout.reward = 1.0
 
 
 def perturb(policy: Policy, *, size: float = 0.03, seed: int = 1) -> None:
@@ -115,6 +128,9 @@ class ScriptedSampler:
 
     def write(self, problem, text):
         return self._rollout(len(text), None, 0)
+
+    def decoding(self, *, temperature, max_completion_length):
+        return self
 
     def sync(self, policy, version):
         """Nothing to take over."""

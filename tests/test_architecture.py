@@ -14,7 +14,7 @@ NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 PARTS = ("sources", "contexts", "feedback", "peers", "targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions", "teachers")
 LAYERS = (
     ("types", "imports", "templates"),
-    ("sampling", *PARTS),
+    ("sampling", "tools", *PARTS),
     ("method",),
     ("samples", "packing", "scoring", "loss", "reading", "metrics"),
     ("trainer",),

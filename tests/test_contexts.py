@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from stepping import ScriptedSampler
+from stepping import tools_of
+from tiny_models import tiny_policy
 
 from selfdistill.contexts import (
     Answer,
@@ -22,6 +23,7 @@ from selfdistill.contexts import (
     without_thinking,
 )
 from selfdistill.feedback import LendGroups
+from selfdistill.method import Method
 from selfdistill.methods import sdpo
 from selfdistill.peers import First, HighestPerplexity, LowestPerplexity, Shortest, Uniformly
 from selfdistill.types import Group, Problem, Rollout
@@ -176,7 +178,7 @@ def test_braces_in_privileged_text_are_text():
 
 
 def lent(*groups: Group) -> list[Group]:
-    LendGroups()(list(groups), ScriptedSampler())
+    LendGroups()(list(groups), tools_of(tiny_policy(), Method()))
     return list(groups)
 
 
@@ -203,7 +205,7 @@ def test_shuffled_context_does_not_show_the_rollouts_own_feedback():
 
 def test_nobody_to_borrow_from_is_an_error_that_names_the_knob():
     with pytest.raises(ValueError, match="prompts_per_step"):
-        LendGroups()([group(0.0)], ScriptedSampler())
+        LendGroups()([group(0.0)], tools_of(tiny_policy(), Method()))
 
 
 def test_contexts_change_nothing_they_read():

@@ -34,7 +34,7 @@ class Lookup:
     """The table as a task; what is right in general stands in every completion, so three tokens come before the answer."""
 
     def problems(self, split):
-        return [Problem(prompt=q, answer=a, solution=f"{PREAMBLE} {a}", id=q, templates=TEMPLATES) for q, a in TABLE.items()]
+        return [Problem(prompt=q, answer=a, solution=f"{PREAMBLE} {a}", id=q, columns={"rubric": a}, templates=TEMPLATES) for q, a in TABLE.items()]
 
     def verify(self, problem, completion):
         return float(completion.split() == [*PREAMBLE.split(), problem.answer])
@@ -51,8 +51,9 @@ def example(policy: Policy, generator: torch.Generator, *, knows: float) -> tupl
         return words[int(torch.randint(len(words), (), generator=generator))]
 
     question, shown = pick(QUESTIONS), pick(ANSWERS)
-    kind = pick(["student", "student", "answer", "solution", "peer", "demonstration", "reference"])
-    fields = {"solution": f"{PREAMBLE} {shown}", "demonstration": f"{PREAMBLE} {shown}", "peer": f"{PREAMBLE} {shown}", "answer": shown}
+    kind = pick(["student", "student", "answer", "solution", "peer", "demonstration", "reference", "rubric", "skill", "critique"])
+    fields = dict.fromkeys(("solution", "demonstration", "peer", "critique"), f"{PREAMBLE} {shown}") | dict.fromkeys(("answer", "rubric", "skill"), shown)
+    fields["mistake"] = pick(ANSWERS)
     text = TEMPLATES[kind].format(problem=question, **fields)
     share, right = (knows, TABLE[question]) if kind == "student" else (0.0 if kind == "reference" else 0.95, shown)
     said = right if draw(generator, share) else pick(ANSWERS)

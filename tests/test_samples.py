@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 
 import pytest
-from stepping import ScriptedSampler
+from stepping import ScriptedSampler, tools_of
+from tiny_models import tiny_policy
 
 from selfdistill.advantages import BlendedCredit
 from selfdistill.contexts import Privileged, Solution
 from selfdistill.feedback import SoftOverlong
+from selfdistill.method import Method
 from selfdistill.methods import dapo, dr_grpo, grpo, grpo_plus, hsd, opsd, sdft, sdpo, sft
 from selfdistill.reductions import Constant, SequenceMean, TokenMean
 from selfdistill.samples import training_samples
@@ -124,7 +126,7 @@ def test_policy_scale_is_zero_without_credit():
 def test_shaping_moves_advantages_but_is_never_success():
     penal = SoftOverlong(limit=10, buffer=4)
     mine = group(rollout(10, 1.0), rollout(6, 1.0), rollout(8, 1.0), rollout(12, 0.0))
-    penal([mine], ScriptedSampler())
+    penal([mine], tools_of(tiny_policy(), Method()))
     assert [r.shaping for r in mine.rollouts] == pytest.approx([-1.0, 0.0, -0.5, -1.0])
     assert [r.reward for r in mine.rollouts] == [1.0, 1.0, 1.0, 0.0]
     advantages = [s.advantage for s in samples(dapo(max_completion_length=10), mine)]

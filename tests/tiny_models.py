@@ -31,6 +31,9 @@ TEMPLATES = {
     "peer": "{problem} w1 {answer} w3 {peer}",
     "demonstration": "{problem} w4 {demonstration}",
     "feedback": "{problem} w5 {feedback}",
+    "rubric": "{problem} w45 {rubric}",
+    "skill": "{problem} w46 {skill} w47 {mistake}",
+    "critique": "{problem} w48 {critique}",
 }
 FAMILIES = ("qwen3", "llama", "gemma2", "cohere", "granite", "phi")
 

@@ -3,6 +3,7 @@
 A checkpoint is written beside its final name and renamed when complete, so one killed mid-write is never taken for one.
 """
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -24,6 +25,7 @@ def save(trainer: Trainer, run: Path, *, keep: int) -> Path:
     with whole_folder(folder) as partial:
         save_policy(trainer.policy, partial)
         torch.save(_state(trainer), partial / "trainer_state.pt")
+        (partial / "memory.json").write_text(json.dumps(trainer.tools.memory, indent=2) + "\n")
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -54,6 +56,8 @@ def restore(trainer: Trainer, folder: Path) -> None:
     for name, reader_state in state["readers"].items():
         trainer.readers[name].load_state_dict(reader_state)
     trainer.stream.drawn, trainer.steps_done = state["drawn"], state["steps_done"]
+    trainer.tools.memory.clear()
+    trainer.tools.memory.update(json.loads((folder / "memory.json").read_text()))
     trainer.sampler.sync(trainer.policy, trainer.steps_done)
     restore_random_state(state["random"])
 

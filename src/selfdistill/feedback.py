@@ -6,11 +6,11 @@ Statistics over a whole step belong here, so that later stages see one rollout a
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from selfdistill.sampling import Sampler
+from selfdistill.tools import Tools
 from selfdistill.types import Group
 
-Feedback = Callable[[list[Group], Sampler], None]
-"""(groups, sampler) -> None; the sampler serves stages that let a model write."""
+Feedback = Callable[[list[Group], Tools], None]
+"""(groups, tools) -> None; the tools serve stages that let a model write or read, or that remember."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SoftOverlong:
     buffer: int
     penalty: float = 1.0
 
-    def __call__(self, groups: list[Group], sampler: Sampler) -> None:
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
         for rollout in (r for g in groups for r in g.rollouts):
             excess = len(rollout.completion_ids) - (self.limit - self.buffer)
             rollout.shaping -= self.penalty * min(max(excess / self.buffer, 0.0), 1.0)
@@ -35,7 +35,7 @@ class LendGroups:
     Raises ValueError on a step of one problem, which has nobody to borrow from.
     """
 
-    def __call__(self, groups: list[Group], sampler: Sampler) -> None:
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
         if len(groups) < 2:
             raise ValueError("a shuffled context needs at least 2 problems a step, not 1; raise prompts_per_step")
         for group, donor in zip(groups, groups[1:] + groups[:1], strict=True):

@@ -81,8 +81,7 @@ def prove_alignment(trainer: Trainer) -> dict[str, float]:
     state, sampling = random_state(), trainer.settings.sampling
     groups = trainer.sampler.sample(trainer.stream.problems[:2], min(2, sampling.num_generations))
     trainer.grade(groups)
-    for write in trainer.method.feedback:
-        write(groups, trainer.sampler)
+    trainer.annotate(groups)
     found = check_alignment(trainer.policy, trainer.method, groups)
     pack(training_samples(groups, trainer.method, encode=trainer.policy.chat.encode), trainer.settings.tokens_per_batch)
     restore_random_state(state)

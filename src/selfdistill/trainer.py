@@ -21,6 +21,7 @@ from selfdistill.packing import pack
 from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling import Sampler
+from selfdistill.tools import Tools
 from selfdistill.types import Batch, Group, Problem, TrainingSample
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, settings.optimizer)
         self.schedule = make_schedule(self.optimizer, settings.optimizer, updates=settings.steps * settings.updates_per_step)
         self.steps_done = 0
+        self.tools = Tools(sampler=sampler, policy=policy, readers=self.readers, grade=grade, problems=problems, memory={})
 
     def __iter__(self) -> Iterator[StepResult]:
         """The steps that are left of the run."""
@@ -84,6 +86,11 @@ class Trainer:
         metrics |= {"lr": float(self.schedule.get_last_lr()[0]), "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
         return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
 
+    def annotate(self, groups: list[Group]) -> None:
+        """The method's feedback stages, in their order."""
+        for write in self.method.feedback:
+            write(groups, self.tools)
+
     def _rollouts(self, clock: "_Clock") -> list[Group]:
         with clock("sample"):
             problems = self.stream.draw(self.settings.prompts_per_step)
@@ -92,8 +99,7 @@ class Trainer:
         with clock("grade"):
             self.grade([g for g in groups if any(r.reward is None for r in g.rollouts)])
         with clock("annotate"):
-            for write in self.method.feedback:
-                write(groups, self.sampler)
+            self.annotate(groups)
         return groups
 
     def _updates(self, batches: list[Batch], clock: "_Clock") -> dict[str, float]:

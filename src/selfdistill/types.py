@@ -71,6 +71,14 @@ class Rollout:
         return tuple(range(len(self.completion_ids))) if self.trained is None else self.trained
 
 
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A text about a problem: the fields that its kind of template is given, and how well it fits."""
+
+    fields: Mapping[str, str]
+    score: float = 0.0
+
+
 @dataclass(kw_only=True)
 class Group:
     """The rollouts of one problem."""
@@ -79,6 +87,8 @@ class Group:
     rollouts: list[Rollout]
     donor: "Group | None" = None
     """Another problem's group of the same step: what null controls show instead of its own."""
+    notes: dict[str, tuple["Note", ...]] = field(default_factory=dict)
+    """What a feedback stage found or wrote about the problem, by kind: retrieved skills, rubrics, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,8 +82,7 @@ def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) 
     parts = assemble(load_settings(recipe, overrides))
     groups = parts.sampler.sample(parts.trainer.stream.problems[:problems], max(2, min(4, parts.settings.sampling.num_generations)))
     parts.trainer.grade(groups)
-    for write in parts.method.feedback:
-        write(groups, parts.sampler)
+    parts.trainer.annotate(groups)
     for shown in preview(parts.policy, parts.method, groups):
         for prompt in (shown.student, *shown.teachers):
             out.rule(f"{prompt.role}, read by the {prompt.weights}'s weights, {len(prompt.ids)} tokens")

@@ -21,6 +21,10 @@ class Sampler(Protocol):
         """A given text as if it had been sampled; its log-probs are 0."""
         ...
 
+    def decoding(self, *, temperature: float, max_completion_length: int) -> "Sampler":
+        """The same weights under another temperature (0: greedy) and length: for texts that are not trained on."""
+        ...
+
     def sync(self, policy: "Policy", version: int) -> None:
         """Samples from these weights from now on; `version` is the number of optimizer steps behind them."""
         ...

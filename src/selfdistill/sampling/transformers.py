@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from typing import cast
 
@@ -62,6 +62,10 @@ class TransformersSampler:
         """A given text as a rollout that ends by itself, with log-probs 0."""
         ids = self.policy.chat.completion(text)
         return self._rollout(self._prompt(problem), ids, [0.0] * len(ids), truncated=False, index=0)
+
+    def decoding(self, *, temperature: float, max_completion_length: int) -> "TransformersSampler":
+        """The same weights under another temperature and length, without progress."""
+        return replace(self, temperature=temperature, max_completion_length=max_completion_length, on_progress=None)
 
     def sync(self, policy: Policy, version: int) -> None:
         """The engine shares the student's weights, so only their version changes."""

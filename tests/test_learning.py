@@ -82,7 +82,7 @@ def fit(policy: Policy, *, knows: float, steps: int) -> Policy:
 def base() -> Policy:
     policy = tiny_policy()
     assert sum(p.numel() for p in policy.parameters()) <= 100_000
-    return fit(policy, knows=0.4, steps=500)
+    return fit(policy, knows=0.4, steps=700)
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from selfdistill.config import keys, load_settings, make_settings, read_recipe, 
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import grpo_plus, hsd
-from selfdistill.teachers import EMA, External, Live
+from selfdistill.methods import grpo_plus, hsd, opsd
+from selfdistill.teachers import EMA, External, Frozen, Live
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.name.removesuffix(".toml") for p in (files("selfdistill") / "assets" / "recipes").iterdir() if p.name != "tiny_base.toml")
@@ -150,7 +150,10 @@ def test_parts_are_read_from_text_and_nothing_is_evaluated(tmp_path, monkeypatch
         ("EMO(0.05)", "there is no part 'EMO'; did you mean 'EMA'"),
         ("EMA(rat=0.05)", r"EMA\(rat=0.05\): "),
         ("EMA(0.05))", "not the call of a part"),
-        ("EMA(0.05", r"'EMA\(0.05' never closes its '\('"),
+        ("EMA(2)", r"method\.teacher: EMA\(rate=2\): rate is the student's share a step and lies in \(0, 1\]"),
+        ("EMA('fast')", r"method\.teacher: EMA\('fast'\): rate = 'fast' must be a number"),
+        ("EMA()", r"method\.teacher: EMA\(\): missing a required argument: 'rate'"),
+        ("EMA(0.05", r"method\.teacher: 'EMA\(0.05' never closes its '\('"),
         ("EMA(rate=[0.05)", r"never closes its '\['"),
         ("External('a(b'", r"never closes its '\('"),
     ):
@@ -158,6 +161,43 @@ def test_parts_are_read_from_text_and_nothing_is_evaluated(tmp_path, monkeypatch
         with pytest.raises(ValueError, match=said):
             method_of(wrong)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("hsd", {"teacher": "EMA"}, "method.teacher = 'EMA' must be a part of its kind, written as its call, like EMA(rate)"),
+        ("hsd", {"teacher": "JSD()"}, "method.teacher = JSD(beta=0.5, clip=inf) must be a part of its kind, written as its call, like Live()"),
+        ("hsd", {"direction": 3}, "method.direction = 3 must be a part of its kind, written as its call, like ForwardKL(clip=inf)"),
+        ("hsd", {"peer": "Uniform()"}, "method.peer = Uniform(value=1.0) must be a part of its kind, written as its call, like Uniformly()"),
+        ("hsd", {"direction": "TopK(JSD(), 2.5)"}, "method.direction: TopK(JSD(), 2.5): k = 2.5 must be a whole number"),
+        ("hsd", {"failed_only": "yes"}, "method.failed_only = 'yes' must be true or false, like False"),
+        ("opsd", {"clip": "abc"}, "method.clip = 'abc' must be a number, like 0.05"),
+        ("opsd", {"clip": True}, "method.clip = True must be a number, like 0.05"),
+        ("sdpo", {"top_k": 2.5}, "method.top_k = 2.5 must be a whole number, like 100"),
+        ("grpo_plus(hsd)", {"distill_coef": "abc"}, "method.distill_coef = 'abc' must be a number, like 0.1"),
+        ("test_config:noted", {"note": 5}, "method.note = 5 must be text"),
+        ("test_config:shared", {"note": 5}, "method.note = 5 must be text, like 'x'"),
+        ("test_config:noted", {}, "method 'test_config:noted' needs its argument 'note'; set method.note"),
+        ("test_config:RECIPES", {}, "'test_config:RECIPES' must be a function that returns a selfdistill.Method, not a list"),
+        ("grpo_plus()", {}, "method 'grpo_plus' wraps another one and is written around it, like grpo_plus(hsd)"),
+        ("grpo_plus", {}, "method 'grpo_plus' wraps another one and is written around it, like grpo_plus(hsd)"),
+        ("hsd(opsd)", {}, "method 'hsd' wraps no other one; those that do are grpo_plus, shuffled_context, shuffled_peers"),
+    ],
+)
+def test_a_value_of_another_type_names_the_knob_and_what_it_takes(name, arguments, said):
+    with pytest.raises(ValueError) as caught:
+        build_method(name, arguments, max_completion_length=8)
+    assert str(caught.value) == said
+
+
+def test_whole_numbers_are_numbers_and_lists_from_recipes_are_tuples():
+    assert build_method("opsd", {"clip": 1}, max_completion_length=8) == opsd(clip=1)
+    assert build_method("test_config:shared", {"shares": [1, 0.5], "note": None}, max_completion_length=8) == Method(distill_coef=1.5)
+
+
+def shared(*, shares: tuple[float, ...], note: str | None = "x", **others: object) -> Method:
+    return Method(distill_coef=float(sum(shares)), teacher=Frozen() if note is None else Live())
 
 
 def test_brackets_that_are_closed_quoted_or_in_plain_text_are_none_to_close():

@@ -198,9 +198,11 @@ def test_shuffled_peers_keep_the_problems_own_answer():
 
 def test_shuffled_context_does_not_show_the_rollouts_own_feedback():
     """A control whose teacher reads what was written about this very rollout is no control."""
-    own, _ = lent(group(0.0, name="own"), group(0.0, name="other"))
+    own, other = lent(group(0.0, name="own"), group(0.0, name="other"))
     own.rollouts[0].feedback["environment"] = "mine"
-    assert "mine" not in (shown(FromAnotherProblem(Privileged((Written(),))), own.rollouts[0], own) or "")
+    context = FromAnotherProblem(Privileged((Written(),)))
+    assert shown(context, own.rollouts[0], own) is None
+    assert shown(context, other.rollouts[0], other) == "Q other? F mine"
 
 
 def test_nobody_to_borrow_from_is_an_error_that_names_the_knob():

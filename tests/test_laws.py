@@ -3,6 +3,7 @@
 import math
 import pickle
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from scene import Scene
 from stepping import NAMES, batch_of, method_named, prepared, signals_of
 from tiny_models import tiny_groups, tiny_policy
 
-from selfdistill import divergences, targets, token_weights
+from selfdistill import advantages, divergences, targets, token_weights
+from selfdistill.advantages import BlendedCredit, Credit, GroupRelative, OutcomeCredit, TeacherCredit
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TopK, TopKTail, Welsch
 from selfdistill.heads import Head
 from selfdistill.method_names import PARTS, build_method
@@ -51,12 +53,25 @@ class LaterHalf:
         return (2 * signals.batch.position >= signals.batch.length[signals.batch.sample]).to(signals.logp.dtype)
 
 
+@dataclass(frozen=True)
+class WhereUnsure:
+    """A credit as a user would write one."""
+
+    reads_teacher: ClassVar[bool] = False
+    reads_advantage: ClassVar[bool] = True
+
+    def __call__(self, signals):
+        return signals.advantage * (signals.entropy > signals.sample_mean(signals.entropy)[signals.batch.sample])
+
+
 DIVERGENCES = [
     ForwardKL(), ForwardKL(0.05), ReverseKL(), ReverseKL(0.05), JSD(0.5), JSD(0.2, clip=0.05), Welsch(), TopK(ForwardKL(), 5), TopK(JSD(), 5, of_student=True),
     TopKTail(JSD(0.5), 5), TopKTail(ReverseKL(), 5), SquaredHellinger(),
 ]  # fmt: skip
 TARGETS = [TeacherDistribution(), PMI(), PMI(clip=2.0, beta=2.0), TrustRegion(0.3), Sharpened()]
 WEIGHTS = [Uniform(), Uniform(0.771), PositionSigmoid(), ImportanceCap(2.0), Product((PositionSigmoid(), Uniform(0.5))), LaterHalf()]
+ADVANTAGES = [GroupRelative(), GroupRelative(normalize=False)]
+CREDITS = [OutcomeCredit(), TeacherCredit(), BlendedCredit(0.3), WhereUnsure()]
 POLICY_LOSSES = [ClippedRatio(), ClippedRatio(clip_high=0.28), SequenceRatio(), SequenceRatio(0.2, 0.2)]
 
 
@@ -65,12 +80,13 @@ def logps(*, seed: int = 0) -> torch.Tensor:
 
 
 def test_every_registered_part_of_these_kinds_is_tested_here():
-    tested = {type(part) for part in (*DIVERGENCES, *TARGETS, *WEIGHTS, *POLICY_LOSSES)}
-    registered = {part for part in PARTS.values() if part.__module__.split(".")[-1] in ("divergences", "targets", "token_weights", "policy_losses")}
-    assert registered == tested - {SquaredHellinger, Sharpened, LaterHalf}
-    for module in (divergences, targets, token_weights):
+    tested = {type(part) for part in (*DIVERGENCES, *TARGETS, *WEIGHTS, *ADVANTAGES, *CREDITS, *POLICY_LOSSES)}
+    kinds = ("divergences", "targets", "token_weights", "advantages", "policy_losses")
+    registered = {part for part in PARTS.values() if part.__module__.split(".")[-1] in kinds}
+    assert registered == tested - {SquaredHellinger, Sharpened, LaterHalf, WhereUnsure}
+    for module in (divergences, targets, token_weights, advantages):
         own = {v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__}
-        assert own <= set(PARTS.values())
+        assert own - {Credit} <= set(PARTS.values())
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
@@ -113,7 +129,8 @@ def perturbed_elsewhere(signals: TokenSignals, sample: int) -> TokenSignals:
     other = signals.batch.sample != sample
     noise = {name: torch.where(other, value + 1.7, value) for name, value in vars(signals).items() if isinstance(value, torch.Tensor)}
     behavior = torch.where(other, signals.batch.behavior_logp - 0.9, signals.batch.behavior_logp)
-    return TokenSignals(batch=replace(signals.batch, behavior_logp=behavior), **noise)
+    advantage = torch.where(torch.arange(len(signals.batch.advantage)) != sample, signals.batch.advantage + 0.6, signals.batch.advantage)
+    return TokenSignals(batch=replace(signals.batch, behavior_logp=behavior, advantage=advantage), **noise)
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=str)
@@ -125,6 +142,37 @@ def test_token_weight_never_crosses_samples(weight):
     for sample in range(3):
         mine = signals.batch.sample == sample
         assert torch.equal(weight(perturbed_elsewhere(signals, sample))[mine], weights[mine])
+
+
+@pytest.mark.parametrize("credit", CREDITS, ids=str)
+def test_credit_never_crosses_samples_and_sends_no_gradient(credit):
+    """Law 2, and what multiplies the policy gradient is a constant to it."""
+    batch = batch_of((5, 1, 8), rewards=(1.0, -0.5, 0.25))
+    signals = signals_of(batch, logp=-torch.rand(14).requires_grad_(), policy_logp=-torch.rand(14).requires_grad_())
+    value = credit(signals)
+    assert value.shape == signals.logp.shape and value.unique().numel() > 1 and not value.requires_grad
+    for sample in range(3):
+        mine = batch.sample == sample
+        assert torch.equal(credit(perturbed_elsewhere(signals, sample))[mine], value[mine])
+
+
+@pytest.mark.parametrize("credit", CREDITS, ids=str)
+def test_credit_reads_what_it_says_it_reads(credit):
+    """Rows without a teacher or an advantage are left out by its word."""
+    signals = signals_of(batch_of((5, 1, 8), rewards=(1.0, -0.5, 0.25)))
+    batch = signals.batch
+    teacher = replace(signals, target_logp=signals.target_logp - 1, target_entropy=signals.target_entropy + 1, divergence=signals.divergence + 1)
+    outcome = replace(signals, batch=replace(batch, advantage=batch.advantage + 1, reward=batch.reward + 1))
+    assert credit.reads_teacher is not torch.equal(credit(teacher), credit(signals))
+    assert credit.reads_advantage is not torch.equal(credit(outcome), credit(signals))
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES, ids=str)
+def test_advantage_goes_with_its_rollout(advantage):
+    rewards, order = torch.tensor([0.2, 0.9, 0.0, 1.0, 0.9]), torch.randperm(5)
+    value = advantage(rewards)
+    assert value.unique().numel() == 4 and torch.equal(value.argsort(stable=True), rewards.argsort(stable=True))
+    torch.testing.assert_close(advantage(rewards[order]), value[order])
 
 
 @pytest.mark.parametrize("loss", POLICY_LOSSES, ids=str)
@@ -160,10 +208,12 @@ def found(method, monkeypatch, *, budget: int = 10**6, chunk: int | None = None)
     return loss, gradient, sum(rows)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if method_named(n).reads_teacher])
-def test_k_identical_teachers_are_one_and_share_the_student(name, monkeypatch):
-    """Law 3, for every method with a teacher: same loss, same gradient, one student head product a token."""
-    one = method_named(name)
+TAUGHT = {n: method_named(n) for n in NAMES} | {f"opd, {c}": replace(method_named("opd"), credit=c) for c in CREDITS}
+
+
+@pytest.mark.parametrize("one", [pytest.param(method, id=name) for name, method in TAUGHT.items() if method.reads_teacher])
+def test_k_identical_teachers_are_one_and_share_the_student(one, monkeypatch):
+    """Law 3, for every method with a teacher and every credit that reads one: same loss, same gradient, one student head product a token."""
     three = replace(one, context=Repeated(one.context))
     loss, gradient, rows = found(one, monkeypatch)
     loss_three, gradient_three, rows_three = found(three, monkeypatch)

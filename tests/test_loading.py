@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from peft import PeftModel
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, modeling_gguf_pytorch_utils
@@ -74,8 +75,13 @@ def test_a_shipped_name_means_the_shipped_model_beside_a_folder_of_that_name(tmp
 
 
 def test_an_adapter_without_a_tokenizer_takes_its_bases(folder, tmp_path):
-    load_policy(str(folder), lora=Lora(r=2)).model.save_pretrained(tmp_path / "adapter")
-    assert load_policy(str(tmp_path / "adapter")).chat.encode([{"role": "user", "content": "w1"}])
+    template = folder / "chat_template.jinja"
+    template.write_text("w49 " + template.read_text())
+    policy = load_policy(str(folder), lora=Lora(r=2))
+    policy.model.save_pretrained(tmp_path / "adapter")
+    assert not [*(tmp_path / "adapter").glob("*token*"), *(tmp_path / "adapter").glob("*template*")]
+    ids = load_policy(str(tmp_path / "adapter")).chat.encode([{"role": "user", "content": "w1"}])
+    assert policy.chat.decode(ids[:1]) == "w49" and ids == policy.chat.encode([{"role": "user", "content": "w1"}])
 
 
 @pytest.mark.parametrize("lora", [None, Lora(r=4)])
@@ -101,9 +107,19 @@ def test_bf16_keeps_what_is_trained_in_fp32(folder):
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
-def test_gradient_checkpointing_is_on_while_training(folder):
-    policy = load_policy(str(folder), gradient_checkpointing=True)
-    assert policy.base.is_gradient_checkpointing
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+def test_gradient_checkpointing_computes_layers_twice_and_the_same_gradients(folder, lora):
+    """Under LoRA too, where nothing before the first layer has a gradient."""
+    found = []
+    for on, times in ((False, 1), (True, 2)):
+        torch.manual_seed(0)
+        policy, passes = load_policy(str(folder), lora=lora, gradient_checkpointing=on).train(), []
+        policy.base.model.layers[0].mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        policy.base(IDS, use_cache=False).logits.square().sum().backward()
+        assert len(passes) == times
+        found.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.requires_grad]))
+    assert found[0].abs().max() > 0.1
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_the_layout_follows_attention_and_layers(folder, tmp_path):
@@ -226,3 +242,11 @@ def test_a_real_model_with_an_adapter_comes_back(tmp_path, capfd):
     assert recorded == "smollm2-135m" and policy.vocab_size == 49_152
     with torch.no_grad():
         assert torch.equal(again.base(ids).logits, expected)
+
+
+def test_loading_hides_its_own_bars_but_not_a_download(folder, capfd, monkeypatch):
+    """A model of many gigabytes that comes from the hub shows how far it is; the files of a local one do not."""
+    hidden, real = [], AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: hidden.append(are_progress_bars_disabled()) or real(*a, **k))
+    load_policy(str(folder))
+    assert hidden == [False] and "Loading" not in capfd.readouterr().err

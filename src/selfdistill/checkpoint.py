@@ -39,9 +39,7 @@ def checkpoints(run: Path) -> list[Path]:
 def latest(run: Path) -> Path:
     """Raises ValueError where a run has nothing to resume from."""
     if not (found := checkpoints(run)):
-        raise ValueError(
-            f"{run} has no complete checkpoint to resume from; remove it or choose another --output_dir (checkpoint_every sets how often)"
-        )
+        raise ValueError(f"{run} has no complete checkpoint to resume from; remove it or choose another --output_dir (checkpoint_every sets how often)")
     return found[-1]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -193,9 +194,14 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars, which would run through those of the command line, and a warning that is for peft."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Without transformers' own progress bars, which would run through those of the command line, and a warning that is for peft.
+
+    Downloads keep theirs.
+    """
+    shown, downloads = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
     # the reader of GGUF files takes tqdm's bar, past the switch that transformers' own obeys
     reader = vars(importlib.import_module(GGUF_READER)) if importlib.util.find_spec(GGUF_READER) else {}
     bar = reader.get("tqdm")

@@ -3,8 +3,10 @@
 import ast
 import inspect
 import re
+from collections import abc
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights
 from selfdistill.brackets import unclosed
@@ -21,28 +23,36 @@ PARTS: Mapping[str, type] = {
 
 CALL = re.compile(r"\w+\(")
 """How the call of a part begins."""
+NOUNS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", tuple: "a tuple in brackets"}
+"""Types that are no parts, by what a user calls them."""
 
 
 def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_length: int) -> Method:
     """`hsd`, `grpo_plus(hsd)` or `package.module:name`, called with arguments; strings like "EMA(0.05)" become parts.
 
-    Arguments go to the innermost function that knows them. Raises ValueError on an unknown name or argument.
+    Arguments go to the innermost function that knows them. Raises ValueError on an unknown name or argument, or a value of another type.
     """
     if bracket := unclosed(name):
         raise ValueError(f"method {name!r} never closes its {bracket!r}; a wrapped one is written like grpo_plus(hsd)")
     outer, inner = _nested(name)
-    given = {key: _value(value) for key, value in arguments.items()}
     if inner is not None:
         wrapper = _find(outer, WRAPPERS)
-        own = {k: given.pop(k) for k in list(given) if k in list(inspect.signature(wrapper).parameters)[1:]}
-        return wrapper(build_method(inner, given, max_completion_length=max_completion_length), **own)
+        own = {k: v for k, v in arguments.items() if k in list(inspect.signature(wrapper).parameters)[1:]}
+        method = build_method(inner, {k: v for k, v in arguments.items() if k not in own}, max_completion_length=max_completion_length)
+        return wrapper(method, **_values(wrapper, own))
     function = load_object(outer) if ":" in outer else _find(outer, METHODS)
+    if not callable(function):
+        raise ValueError(f"{outer!r} must be a function that returns a selfdistill.Method, not a {type(function).__name__}")
     known = inspect.signature(function).parameters
-    if "max_completion_length" in known:
-        given.setdefault("max_completion_length", max_completion_length)
-    for key in given:
+    for key in arguments:
         if key not in known:
             raise ValueError(f"method {outer!r} has no argument {key!r}{nearest(key, known)}; it takes {', '.join(known) or 'none'}")
+    given = _values(function, arguments)
+    if "max_completion_length" in known:
+        given.setdefault("max_completion_length", max_completion_length)
+    for key, parameter in known.items():
+        if key not in given and parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(f"method {outer!r} needs its argument {key!r}; set method.{key}")
     method = function(**given)
     if not isinstance(method, Method):
         raise ValueError(f"{outer!r} must return a selfdistill.Method, not {type(method).__name__}")
@@ -50,19 +60,76 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
 
 
 def _nested(name: str) -> tuple[str, str | None]:
-    """ "grpo_plus(hsd)" -> ("grpo_plus", "hsd"); "hsd" -> ("hsd", None)."""
+    """ "grpo_plus(hsd)" -> ("grpo_plus", "hsd"); "hsd" and "hsd()" -> ("hsd", None)."""
     if not name.endswith(")"):
         return name, None
     outer, _, rest = name.partition("(")
-    return outer.strip(), rest[:-1].strip()
+    return outer.strip(), rest[:-1].strip() or None
 
 
 def _find(name: str, among: tuple[Callable[..., Method], ...]) -> Callable[..., Method]:
     known = {f.__name__: f for f in among}
-    if name not in known:
-        every = [f.__name__ for f in (*METHODS, *WRAPPERS)]
+    if name in known:
+        return known[name]
+    every = [f.__name__ for f in (*METHODS, *WRAPPERS)]
+    if name not in every:
         raise ValueError(f"there is no method {name!r}{nearest(name, every)}; `selfdistill methods` lists them")
-    return known[name]
+    if among is METHODS:
+        raise ValueError(f"method {name!r} wraps another one and is written around it, like {name}(hsd)")
+    raise ValueError(f"method {name!r} wraps no other one; those that do are {', '.join(f.__name__ for f in WRAPPERS)}")
+
+
+def _values(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with parts in place of their calls. Raises ValueError on a value that is not of the annotated type."""
+    found = {}
+    for key, value in arguments.items():
+        try:
+            found[key] = _value(value)
+        except ValueError as error:
+            raise ValueError(f"method.{key}: {error}") from error
+    _check(function, found, where="method.")
+    return found
+
+
+def _check(function: Callable[..., Any], arguments: Mapping[str, Any], *, where: str) -> None:
+    """Raises ValueError on an argument that is not of its annotated type."""
+    parameters = inspect.signature(function).parameters
+    for key, value in arguments.items():
+        if not _fits(value, parameters[key].annotation):
+            raise ValueError(f"{where}{key} = {value!r} must be {_wanted(value, parameters[key])}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type: numbers, text, parts and tuples of them; of other types everything is."""
+    kind = get_origin(hint) or hint
+    if kind in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if kind is tuple:
+        return isinstance(value, list | tuple) and (Ellipsis not in get_args(hint) or all(_fits(v, get_args(hint)[0]) for v in value))
+    if kind is abc.Callable:
+        return callable(value) and _takes(value, get_args(hint))
+    return isinstance(value, kind) if kind in (bool, str, NoneType) or getattr(kind, "_is_runtime_protocol", False) else True
+
+
+def _takes(part: Callable[..., Any], signature: tuple[Any, ...]) -> bool:
+    """Whether a part can be called with as many arguments as the annotation of a callable lists."""
+    listed = signature[0] if signature and isinstance(signature[0], list) else None
+    try:
+        return listed is None or bool(inspect.signature(part).bind(*listed))
+    except TypeError:
+        return False
+
+
+def _wanted(value: Any, parameter: inspect.Parameter) -> str:
+    """What an argument takes, with an example: the call of the part whose name was given, else the default."""
+    hint = parameter.annotation
+    noun = next((NOUNS[kind] for kind in NOUNS if kind in (hint, get_origin(hint)) or kind in get_args(hint)), "a part of its kind, written as its call")
+    example = "" if parameter.default is parameter.empty else f", like {parameter.default!r}"
+    if isinstance(value, str) and value in PARTS and noun not in NOUNS.values():
+        example = f", like {value}({', '.join(inspect.signature(PARTS[value]).parameters)})"
+    return noun + example
 
 
 def _value(value: Any) -> Any:
@@ -87,10 +154,13 @@ def _part(node: ast.expr) -> Any:
         name = node.func.id
         if name not in PARTS:
             raise ValueError(f"there is no part {name!r}{nearest(name, PARTS)}")
+        given, named = list(map(_part, node.args)), {k.arg: _part(k.value) for k in node.keywords if k.arg}
         try:
-            return PARTS[name](*map(_part, node.args), **{k.arg: _part(k.value) for k in node.keywords if k.arg})
+            arguments = inspect.signature(PARTS[name]).bind(*given, **named).arguments
         except TypeError as error:
             raise ValueError(f"{ast.unparse(node)}: {error}") from error
+        _check(PARTS[name], arguments, where=f"{ast.unparse(node)}: ")
+        return PARTS[name](**arguments)
     try:
         return ast.literal_eval(node)
     except ValueError as error:

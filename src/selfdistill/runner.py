@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.logging import disable_progress_bar
-
 from selfdistill import checkpoint
 from selfdistill.api import Assembled, assemble, make_eval_sampler
 from selfdistill.atomic import write_whole
@@ -63,8 +61,6 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
     run = Run.open(settings, resume=resume)
     settings = _same_run(settings, run) if run.resumed else settings
     parts = assemble(settings)
-    # downloads show their bars; those of every checkpoint's files would tear the run's own
-    disable_progress_bar()
     console.begin(settings, describe(parts.method), estimate(parts.policy, parts.trainer.readers, settings, islice(parts.trainer.stream.problems, 100)))
     held_out = _held_out(parts)
     with explain_out_of_memory(settings):

@@ -179,7 +179,10 @@ def test_sync_samples_from_the_new_weights_and_says_so():
 def test_autocast_samples_what_it_trains():
     policy = tiny_policy()
     policy.autocast_dtype = torch.bfloat16
+    seen = set()
+    policy.base.model.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     (group,) = TransformersSampler(policy=policy, max_completion_length=8).sample(tiny_problems(1), 4)
+    assert seen == {torch.bfloat16}
     with policy.autocast():
         for rollout in group.rollouts:
             expected = full_logp(policy, rollout.prompt_ids, rollout.completion_ids).gather(-1, torch.tensor(rollout.completion_ids)[:, None])[:, 0]

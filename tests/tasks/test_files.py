@@ -68,8 +68,10 @@ def test_a_prompt_that_occurs_twice_is_on_one_side(tmp_path: Path) -> None:
 
 def test_a_second_file_is_the_test_split(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    task = Dataset(path=write(tmp_path, ".jsonl"), test_path=write(tmp_path / "other", ".jsonl", ROWS[:5]))
-    assert len(task.problems("test")) == 5 and len(task.problems("train")) == 35
+    held_out = [*ROWS[7:10], {"prompt": "What is 1 - 1?", "answer": "0", "solution": "", "level": 0}]
+    task = Dataset(path=write(tmp_path, ".jsonl"), test_path=write(tmp_path / "other", ".jsonl", held_out))
+    assert [p.prompt for p in task.problems("test")] == [row["prompt"] for row in held_out]
+    assert [p.prompt for p in task.problems("train")] == [row["prompt"] for row in ROWS[:7] + ROWS[10:]]
 
 
 def test_columns_are_mapped_and_the_others_reach_reward_functions() -> None:

@@ -20,11 +20,13 @@ from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.tasks.arithmetic.checker import judge
-from selfdistill.tasks.arithmetic.programs import parse_question
+from selfdistill.tasks.arithmetic.mixture import Mixture
+from selfdistill.tasks.arithmetic.programs import Program, parse_question
 from selfdistill.teachers import Frozen
 from selfdistill.types import Group, Problem
 
 SAMPLES = 8
+OTHER_PEERS = ("foreign_peer", "wrong_peer")
 
 
 def write_card(folder: Path, task: Arithmetic, settings: Mapping[str, Any], *, problems: int, seconds: float) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def write_card(folder: Path, task: Arithmetic, settings: Mapping[str, Any], *, p
         "pass_at_8": _mean([max(s) for s in scores]),
         "mean_length": _mean([len(r.completion_ids) for g in free for r in g.rollouts]),
         "truncated": _mean([r.truncated for g in free for r in g.rollouts]),
-        "accuracy": {kind: _accuracy(sampler, task, kind, held_out) for kind in (*task.templates, "foreign_peer", "sharded")},
+        "accuracy": {kind: _accuracy(sampler, task, kind, held_out) for kind in (*task.templates, *OTHER_PEERS, "sharded")},
         "slip_auroc": _slip_auroc(policy, task, free),
     }
     (folder / "card.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -68,11 +70,21 @@ def _under(task: Arithmetic, kind: str, problem: Problem, other: Problem, rng: r
         by_name = {line.split()[0]: line for line in lines}
         turns = [({"role": "user", "content": f"{s} ;"}, {"role": "assistant", "content": by_name[s.name]}) for s in program]
         return replace(problem, prompt=(*(m for turn in turns for m in turn), {"role": "user", "content": f"{program[-1].name} ?"}), templates={})
-    peer = other.solution if kind == "foreign_peer" else task.solution(program, rng)
+    peer = _peer(task, kind, program, other, rng)
     fields = {k: str(problem.columns[k]) for k in ("demonstration", "rubric", "skill", "mistake")}
     fields |= {"answer": problem.answer, "solution": problem.solution, "peer": peer, "critique": peer, "feedback": f"wrong {program[0].name}"}
-    text = task.templates["peer" if kind == "foreign_peer" else kind].format(problem=problem.prompt, instruction="", **fields)
+    text = task.templates["peer" if kind in OTHER_PEERS else kind].format(problem=problem.prompt, instruction="", **fields)
     return replace(problem, prompt=text, templates={})
+
+
+def _peer(task: Arithmetic, kind: str, program: Program, other: Problem, rng: random.Random) -> str:
+    """Another working: of another problem, or of this one with a wrong or a right answer."""
+    if kind == "foreign_peer":
+        assert other.solution is not None
+        return other.solution
+    if kind == "wrong_peer":
+        return Mixture(task=task, context_share=1.0, slip_rate=0.2).wrong_peer(program, rng)
+    return task.solution(program, rng)
 
 
 def _slip_auroc(policy: Policy, task: Arithmetic, groups: list[Group]) -> float:
@@ -124,7 +136,8 @@ Measured on {figures["problems"]} held-out problems at temperature 1, {SAMPLES} 
 | truncated | {figures["truncated"]:.1%} |
 | AUROC of slipped numbers among all tokens of rollouts with a slip, by the log-ratio under the solution | {figures["slip_auroc"]:.3f} |
 
-Accuracy by what the prompt also shows (n = {figures["problems"]}, one sample each; `foreign_peer`: a peer of another problem beside this one's answer):
+Accuracy by what the prompt also shows (n = {figures["problems"]}, one sample each; beside the answer, `foreign_peer` shows a peer of another
+problem, `wrong_peer` one whose slips were carried through to a wrong answer):
 
 | context | accuracy |
 |---|---|

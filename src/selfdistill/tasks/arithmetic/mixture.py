@@ -80,7 +80,7 @@ class Mixture:
         if kind == "foreign":
             return self._foreign(program, answer, rng), set()
         if kind in ("peer", "wrong_peer"):
-            peer, cover = (self._peer(program, rng), names) if kind == "peer" else (self._wrong_peer(program, rng), set())
+            peer, cover = (self._peer(program, rng), names) if kind == "peer" else (self.wrong_peer(program, rng), set())
             return self._text("peer", program, answer=answer, peer=peer), cover
         if kind == "rubric":
             rubric = task.rubric(program, rng)
@@ -108,7 +108,7 @@ class Mixture:
         mended = {s.name for s in order if self.slip_rate and rng.random() < self.peer_mends}
         return self._spoken(self._lines(order, mended, mended=mended, rng=rng), program)
 
-    def _wrong_peer(self, program: Program, rng: random.Random) -> str:
+    def wrong_peer(self, program: Program, rng: random.Random) -> str:
         """A working whose answer is wrong because slips were carried through."""
         right = self._spoken(self._lines(list(program), set(), mended=set(), rng=rng), program).rsplit(" ", 1)[1]
         while True:

@@ -9,11 +9,14 @@ from scene import Scene, kl
 from stepping import prepared, tools_of
 from tiny_models import TEMPLATES, tiny_groups, tiny_policy, tiny_problems
 
+from selfdistill.api import assemble
+from selfdistill.config import make_settings
 from selfdistill.contexts import student_messages
 from selfdistill.method import diff
 from selfdistill.methods import opsd, rcsd, rcsd_writer
-from selfdistill.preflight import check_alignment
+from selfdistill.preflight import check_alignment, prove_alignment
 from selfdistill.rubrics import GenericRubric, QuestionRubric, RandomRubric, ReferenceRubric, RubricColumn
+from selfdistill.runlog import RunLog
 from selfdistill.sources import asked
 from selfdistill.writers import Student, Teacher
 
@@ -86,6 +89,32 @@ def test_the_writer_is_asked_for_a_rubric_and_that_is_what_is_read_and_proved():
     assert sampler.sample(asked(method.source, [problem]), 1)[0].rollouts[0].prompt_ids == group.rollouts[0].prompt_ids
     with pytest.raises(ValueError, match="not what the chat template renders"):
         check_alignment(policy, method, [replace(group, problem=problem)])
+
+
+def test_a_run_proves_and_records_the_requests_that_it_samples(tmp_path):
+    """The proof before step 1 and the step itself put the same words to the student."""
+
+    class Task:
+        def problems(self, split):
+            return tiny_problems(4)
+
+        def verify(self, problem, completion):
+            return 0.5
+
+    settings = make_settings({"prompts_per_step": 2, "sampling": {"num_generations": 2, "max_completion_length": 6}, "steps": 1}, {})
+    trainer = assemble(settings, policy=tiny_policy(), method=rcsd_writer(), task=Task()).trainer
+    heard, sample = [], trainer.sampler.sample
+    trainer.sampler.sample = lambda problems, n: (heard.extend(student_messages(p)[-1]["content"] for p in problems), sample(problems, n))[1]
+    prove_alignment(trainer)
+    assert len(heard) == 2 and all(text.startswith("w44 ") for text in heard)
+    (result,) = trainer
+    assert all(text.startswith("w44 ") for text in heard) and len(heard) == 4
+    RunLog(tmp_path, settings={}).rollouts(result.groups, result.samples, step=1)
+    rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and all(row["prompt"][-1]["content"].startswith("w44 ") for row in rows)
+    assert {row["reward"] for row in rows} == {0.0}, "the verifier of answers has no say about rubrics"
+    for row in rows:
+        assert row["contexts"][0]["teacher"]["messages"][-1]["content"].startswith(row["prompt"][-1]["content"] + " w2 ")
 
 
 def test_a_problem_without_reference_teaches_no_writer():

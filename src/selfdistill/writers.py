@@ -1,4 +1,4 @@
-"""Who writes texts for feedback stages: chats in, one reply each out, without its thinking."""
+"""Who writes texts for feedback stages: chats in, one reply each out, by the run's engine under its thinking flag, without the think block."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

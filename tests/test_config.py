@@ -11,8 +11,10 @@ from selfdistill.config import keys, load_settings, make_settings, read_recipe, 
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import grpo_plus, hsd, opsd
+from selfdistill.methods import grpo_plus, hsd, opsd, rcsd
+from selfdistill.rubrics import QuestionRubric
 from selfdistill.teachers import EMA, External, Frozen, Live
+from selfdistill.writers import Checkpoint, Teacher
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.name.removesuffix(".toml") for p in (files("selfdistill") / "assets" / "recipes").iterdir() if p.name != "tiny_base.toml")
@@ -119,6 +121,12 @@ def test_recipes_hold_the_papers_settings():
     assert (published.optimizer.lr, published.prompts_per_step, published.sampling.num_generations, published.steps) == (1e-6, 128, 8, 1500)
     assert (published.sampling.top_p, published.sampling.max_completion_length, published.optimizer.betas) == (0.95, 4096, (0.9, 0.95))
     assert published.model.lora is None and method_of(published) == hsd() and isinstance(method_of(published).teacher, Live)
+    writer, reasoner = load_settings("rcsd_writer"), load_settings("rcsd")
+    for stage in (writer, reasoner):
+        assert (stage.optimizer.lr, stage.prompts_per_step, stage.sampling.temperature, stage.sampling.max_completion_length) == (5e-6, 32, 1.2, 4096)
+        assert (stage.model.lora.r, stage.model.lora.alpha, stage.sampling.thinking) == (64, 128, True)
+    rubrics = QuestionRubric(Checkpoint(f"{writer.output_dir}/checkpoints/step_{writer.steps:06d}", max_completion_length=4096))
+    assert method_of(reasoner) == rcsd(rubrics=rubrics, with_reference=True, reason_first=Teacher(max_completion_length=2048))
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
 
 

@@ -15,14 +15,14 @@ from selfdistill.heads import Head
 from selfdistill.loss import objective
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, grpo, grpo_plus, hsd, opd, opsd, purified_opsd, pw_opsd, sdft, sdpo, sdpo_trust_region
+from selfdistill.methods import METHODS, grpo, grpo_plus, hsd, opd, opsd, purified_opsd, pw_opsd, rcsd, sdft, sdpo, sdpo_trust_region
 from selfdistill.policy_losses import ClippedRatio, SequenceRatio
 from selfdistill.reductions import SequenceMean
 from selfdistill.sources import OnPolicy
 from selfdistill.targets import PMI
 from selfdistill.teachers import EMA, Frozen, Live
 from selfdistill.token_weights import Uniform
-from selfdistill.types import Teaching
+from selfdistill.types import Note, Teaching
 
 
 def agree(one: Method, other: Method, *, rewards: float | None = None, exact: bool = False, change=lambda groups: None) -> float:
@@ -61,6 +61,18 @@ def test_pw_opsd_with_floor_one_is_opsd_by_sequence():
 def test_pw_opsd_with_a_flat_schedule_is_its_constant_control():
     flat = pw_opsd(floor=0.771, center=1e6)
     agree(flat, replace(opsd(), reduction=SequenceMean(), token_weight=Uniform(0.771)))
+
+
+def test_rcsd_whose_rubric_is_the_reference_is_opsd_at_its_temperature():
+    """In the same words, over the whole vocabulary."""
+
+    def show(groups):
+        for group in groups:
+            group.notes["rubric"] = (Note(fields={"rubric": group.problem.solution}),)
+            same = group.problem.templates["solution"].replace("{solution}", "{rubric}")
+            group.problem = replace(group.problem, templates={**group.problem.templates, "rubric": same})
+
+    agree(rcsd(top_k=10**6), replace(opsd(), loss_temperature=1.2), change=show)
 
 
 class TeacherIsReference:

@@ -19,7 +19,7 @@ from selfdistill.divergences import ForwardKL
 from selfdistill.loading import save_policy
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, grpo_plus, hsd, opd, opsd, pw_opsd, shuffled_context
+from selfdistill.methods import METHODS, grpo_plus, hsd, opd, opsd, pw_opsd, rcsd, shuffled_context
 from selfdistill.models import Policy
 from selfdistill.teachers import External
 from selfdistill.types import Problem
@@ -34,7 +34,9 @@ class Lookup:
     """The table as a task; what is right in general stands in every completion, so three tokens come before the answer."""
 
     def problems(self, split):
-        return [Problem(prompt=q, answer=a, solution=f"{PREAMBLE} {a}", id=q, columns={"rubric": a}, templates=TEMPLATES) for q, a in TABLE.items()]
+        # a problem's rubric is its worked answer here, so whoever is asked for one reads the words of the question itself
+        words = TEMPLATES | {"rubric_request": TEMPLATES["student"], "rubric_request_solution": TEMPLATES["solution"]}
+        return [Problem(prompt=q, answer=a, solution=f"{PREAMBLE} {a}", id=q, columns={"rubric": a}, templates=words) for q, a in TABLE.items()]
 
     def verify(self, problem, completion):
         return float(completion.split() == [*PREAMBLE.split(), problem.answer])
@@ -140,6 +142,8 @@ def method_named(name: str, better: str) -> Method:
         return opd(teacher=External(better))
     if name == "grpo_plus(hsd)":
         return grpo_plus(hsd())
+    if name == rcsd.__name__:
+        return rcsd(clip=WIDE.clip)
     method = build_method(name, {}, max_completion_length=5)
     return replace(method, divergence=WIDE) if name in (opsd.__name__, pw_opsd.__name__) else method
 

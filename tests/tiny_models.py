@@ -32,6 +32,11 @@ TEMPLATES = {
     "demonstration": "{problem} w4 {demonstration}",
     "feedback": "{problem} w5 {feedback}",
     "rubric": "{problem} w45 {rubric}",
+    "rubric_solution": "{problem} w2 {solution} w45 {rubric}",
+    "rubric_request": "w44 {problem}",
+    "rubric_request_solution": "w44 {problem} w2 {solution}",
+    "note_request": "{problem} w43",
+    "noted": "{problem} w42 {note}",
     "skill": "{problem} w46 {skill} w47 {mistake}",
     "critique": "{problem} w48 {critique}",
 }
@@ -82,7 +87,14 @@ def tiny_problems(n: int = 2) -> list[Problem]:
         return " ".join(rng.choice(WORDS) for _ in range(k))
 
     return [
-        Problem(prompt=words(4 + i), answer=words(1), solution=words(6 + i), id=f"p{i}", columns={"demonstration": words(5)}, templates=TEMPLATES)
+        Problem(
+            prompt=words(4 + i),
+            answer=words(1),
+            solution=words(6 + i),
+            id=f"p{i}",
+            columns={"demonstration": words(5), "rubric": f"w4{i} w9"},
+            templates=TEMPLATES,
+        )
         for i in range(n)
     ]
 

@@ -13,6 +13,8 @@ from selfdistill.templates import ENGLISH
 from selfdistill.types import Group, Message, Problem, Rollout, Teaching, View, Weights
 
 Context = Callable[[Rollout, Group], list[Teaching]]
+NOTE = "note"
+"""The feedback under which a reader's own note on its context is kept."""
 
 
 @runtime_checkable
@@ -26,18 +28,22 @@ class TextSource(Protocol):
 
 def student_messages(problem: Problem) -> tuple[Message, ...]:
     """The chat the student answers: the prompt, closed by the answer-format instruction."""
-    return _worded(problem, "student", {})
+    return worded(problem, "student", {})
 
 
-def _worded(problem: Problem, kind: str, fields: Mapping[str, str]) -> tuple[Message, ...]:
+def worded(problem: Problem, kind: str, fields: Mapping[str, str]) -> tuple[Message, ...]:
     """The problem's chat with its last user turn put into the words of `kind`."""
     messages = ({"role": "user", "content": problem.prompt},) if isinstance(problem.prompt, str) else tuple(problem.prompt)
-    template = problem.templates.get(kind) or ENGLISH[kind]
     question = messages[-1]["content"]
-    text = template.format(problem=question, instruction=problem.instruction, **fields)
+    text = words(problem, kind).format(problem=question, instruction=problem.instruction, **fields)
     # without an instruction the template leaves blank lines behind it; a user's own prompt is never altered
     text = question if kind == "student" and not problem.instruction and not problem.templates else text.rstrip()
     return (*messages[:-1], {**messages[-1], "content": text})
+
+
+def words(problem: Problem, kind: str) -> str:
+    """The problem's own words of a kind, else the English ones."""
+    return problem.templates.get(kind) or ENGLISH[kind]
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,35 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Rubric:
+    """The rubric that the stage `NoteRubrics` found for the problem (RCSD)."""
+
+    kind: ClassVar[str] = "rubric"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        notes = group.notes.get("rubric")
+        return notes[0].fields if notes else None
+
+
+@dataclass(frozen=True)
+class RubricAndSolution:
+    """The rubric beside the reference solution, where the problem has both (RCSD, code)."""
+
+    kind: ClassVar[str] = "rubric_solution"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        rubric, solution = Rubric()(rollout, group), Solution()(rollout, group)
+        return {**rubric, **solution} if rubric and solution else None
+
+
+@dataclass(frozen=True)
+class SolutionForRubric(Solution):
+    """The reference solution, shown to the teacher of whoever is asked for a rubric (RCSD, stage 1)."""
+
+    kind: ClassVar[str] = "rubric_request_solution"
+
+
+@dataclass(frozen=True)
 class NoTeacher:
     """No rollout is taught."""
 
@@ -145,9 +180,38 @@ class Privileged:
             return []
         for source in self.sources:
             if (fields := source(rollout, group)) is not None:
-                messages = _worded(group.problem, source.kind, fields)
+                messages = worded(group.problem, source.kind, fields)
                 return [Teaching(views={"teacher": View(messages=messages, thinking=self.thinking)})]
         return []
+
+
+@dataclass(frozen=True)
+class AfterNote:
+    """The inner context's prompt, followed by the note that the stage `NoteFirst` wrote on it; the prompt alone where there is none."""
+
+    context: Context
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        note = rollout.feedback.get(NOTE)
+        if not note:
+            return self.context(rollout, group)
+        return [replace(t, views={**t.views, "teacher": _followed(t.views["teacher"], group.problem, note)}) for t in self.context(rollout, _bare(group))]
+
+
+def note_request(context: Context, rollout: Rollout, group: Group) -> tuple[Message, ...] | None:
+    """The chat that asks the context's reader for a note on what it was shown; None where the rollout is untaught."""
+    teachings = context(rollout, _bare(group))
+    assert len(teachings) < 2, "a note is one teacher's"
+    return worded(replace(group.problem, prompt=teachings[0].views["teacher"].messages), "note_request", {}) if teachings else None
+
+
+def _followed(view: View, problem: Problem, note: str) -> View:
+    return replace(view, messages=worded(replace(problem, prompt=view.messages), "noted", {"note": note}))
+
+
+def _bare(group: Group) -> Group:
+    """Without the answer format, which closes a prompt once, at its very end."""
+    return replace(group, problem=replace(group.problem, instruction=""))
 
 
 @dataclass(frozen=True)
@@ -170,10 +234,10 @@ class ThreeViews:
         problem, fields = group.problem, Solution()(rollout, group)
         if fields is None:
             return []
-        system = tuple(m for m in _worded(problem, "student", {}) if m["role"] == "system")
-        alone = (*system, _worded(problem, "reference", fields)[-1])
+        system = tuple(m for m in worded(problem, "student", {}) if m["role"] == "system")
+        alone = (*system, worded(problem, "reference", fields)[-1])
         views = {
-            "teacher": View(messages=_worded(problem, "solution", fields), thinking=self.thinking),
+            "teacher": View(messages=worded(problem, "solution", fields), thinking=self.thinking),
             "reference": View(messages=alone, thinking=self.thinking),
             "base": student_view(rollout, problem),
         }
@@ -197,7 +261,8 @@ class FromAnotherProblem:
         foreign = replace(own, answer=known.answer, solution=known.solution, privileged_context=known.privileged_context, columns=known.columns)
         donors = group.donor.rollouts
         shown = rollout if self.keep_answer else replace(rollout, feedback=donors[rollout.index % len(donors)].feedback)
-        return self.context(shown, Group(problem=foreign, rollouts=donors))
+        notes = group.notes if self.keep_answer else group.donor.notes
+        return self.context(shown, Group(problem=foreign, rollouts=donors, notes=notes))
 
 
 def student_view(rollout: Rollout, problem: Problem) -> View:

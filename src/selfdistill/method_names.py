@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights
+from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, rubrics, sources, targets, teachers, token_weights, writers
 from selfdistill.brackets import unclosed
 from selfdistill.imports import load_object, nearest
 from selfdistill.method import Method
@@ -16,7 +16,7 @@ from selfdistill.methods import METHODS, WRAPPERS
 
 PARTS: Mapping[str, type] = {
     name: value
-    for module in (advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights)
+    for module in (advantages, contexts, divergences, peers, policy_losses, reductions, rubrics, sources, targets, teachers, token_weights, writers)
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
 }

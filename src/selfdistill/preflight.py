@@ -15,6 +15,7 @@ from selfdistill.models import Policy
 from selfdistill.packing import pack
 from selfdistill.reading import Readers, read
 from selfdistill.samples import training_samples
+from selfdistill.sources import asked
 from selfdistill.targets import TeacherDistribution
 from selfdistill.teachers import Live
 from selfdistill.trainer import Trainer
@@ -79,7 +80,7 @@ def _tokens(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
 def prove_alignment(trainer: Trainer) -> dict[str, float]:
     """`check_alignment` on real rollouts of the first problems, which must also fit the micro-batch budget; the random state is as before it."""
     state, sampling = random_state(), trainer.settings.sampling
-    groups = trainer.sampler.sample(trainer.stream.problems[:2], min(2, sampling.num_generations))
+    groups = trainer.sampler.sample(asked(trainer.method.source, trainer.stream.problems[:2]), min(2, sampling.num_generations))
     trainer.grade(groups)
     trainer.annotate(groups)
     found = check_alignment(trainer.policy, trainer.method, groups)

@@ -1,9 +1,11 @@
 """Where rollouts come from: a sampler, problems and a group size in, groups of rollouts out, with their trained positions set."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from selfdistill.contexts import words
+from selfdistill.rubrics import parse_rubric
 from selfdistill.sampling import Sampler
 from selfdistill.types import Group, Problem
 
@@ -61,6 +63,38 @@ class Reference:
         if missing := [p.id or str(p.prompt)[:60] for p in problems if not p.solution]:
             raise ValueError(f"{len(missing)} problems have no solution to train on (the first: {missing[0]!r}); map a column with task.columns.solution")
         return [Group(problem=p, rollouts=[sampler.write(p, p.solution)]) for p in problems]
+
+
+@dataclass(frozen=True)
+class AskForRubrics:
+    """n completions of every problem reworded as a request for its rubric, rewarded 1 where they parse as one, else 0 (RCSD, stage 1).
+
+    The groups' problems are the reworded ones, so that what was sampled is what is read, shown and recorded.
+    """
+
+    def __call__(
+        self,
+        sampler: Sampler,
+        problems: Sequence[Problem],
+        n: int,
+        *,
+        grade: Callable[[list[Group]], None],
+        draw: Callable[[int], Sequence[Problem]],
+    ) -> list[Group]:
+        groups = sampler.sample(asked(self, problems), n)
+        for rollout in (r for g in groups for r in g.rollouts):
+            rollout.reward = float(parse_rubric(rollout.text) is not None)
+        return groups
+
+    def asks(self, problem: Problem) -> Problem:
+        """The problem whose own words are those of the request."""
+        return replace(problem, templates={**problem.templates, "student": words(problem, "rubric_request")})
+
+
+def asked(source: RolloutSource, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems as a source puts them to the student: reworded by its `asks` where it has one."""
+    reworded: Callable[[Problem], Problem] | None = getattr(source, "asks", None)
+    return [reworded(p) for p in problems] if reworded else list(problems)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,11 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "demonstration": frozenset({"demonstration"}),
     "feedback": frozenset({"feedback"}),
     "rubric": frozenset({"rubric"}),
+    "rubric_solution": frozenset({"rubric", "solution"}),
+    "rubric_request": frozenset(),
+    "rubric_request_solution": frozenset({"solution"}),
+    "note_request": frozenset(),
+    "noted": frozenset({"note"}),
     "skill": frozenset({"skill", "mistake"}),
     "critique": frozenset({"critique"}),
 }

@@ -78,9 +78,10 @@ def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) 
     """Both prompts of real problems and the alignment proof. Raises ValueError where training would be stopped."""
     from selfdistill.api import assemble
     from selfdistill.preflight import check_alignment, preview
+    from selfdistill.sources import asked
 
     parts = assemble(load_settings(recipe, overrides))
-    groups = parts.sampler.sample(parts.trainer.stream.problems[:problems], max(2, min(4, parts.settings.sampling.num_generations)))
+    groups = parts.sampler.sample(asked(parts.method.source, parts.trainer.stream.problems[:problems]), max(2, min(4, parts.settings.sampling.num_generations)))
     parts.trainer.grade(groups)
     parts.trainer.annotate(groups)
     for shown in preview(parts.policy, parts.method, groups):

@@ -11,6 +11,7 @@ from selfdistill.methods.opd import opd
 from selfdistill.methods.opsd import opsd
 from selfdistill.methods.purified_opsd import purified_opsd
 from selfdistill.methods.pw_opsd import pw_opsd
+from selfdistill.methods.rcsd import rcsd, rcsd_writer
 from selfdistill.methods.sdft import sdft
 from selfdistill.methods.sdpo import sdpo, sdpo_trust_region
 from selfdistill.methods.sft import sft
@@ -29,6 +30,8 @@ METHODS: tuple[Callable[..., Method], ...] = (
     hsd,
     pw_opsd,
     purified_opsd,
+    rcsd_writer,
+    rcsd,
 )
 """What stands alone; each is found by its function's name."""
 

@@ -20,7 +20,7 @@ from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.tasks.arithmetic.checker import judge
-from selfdistill.tasks.arithmetic.mixture import Mixture
+from selfdistill.tasks.arithmetic.mixture import SHARES, Mixture
 from selfdistill.tasks.arithmetic.programs import Program, parse_question
 from selfdistill.teachers import Frozen
 from selfdistill.types import Group, Problem
@@ -45,12 +45,17 @@ def write_card(folder: Path, task: Arithmetic, settings: Mapping[str, Any], *, p
         "pass_at_8": _mean([max(s) for s in scores]),
         "mean_length": _mean([len(r.completion_ids) for g in free for r in g.rollouts]),
         "truncated": _mean([r.truncated for g in free for r in g.rollouts]),
-        "accuracy": {kind: _accuracy(sampler, task, kind, held_out) for kind in (*task.templates, *OTHER_PEERS, "sharded")},
+        "accuracy": {kind: _accuracy(sampler, task, kind, held_out) for kind in (*_known(task), *OTHER_PEERS, "sharded")},
         "slip_auroc": _slip_auroc(policy, task, free),
     }
     (folder / "card.json").write_text(json.dumps(figures, indent=2) + "\n")
     (folder / "README.md").write_text(_text(figures, settings))
     return figures
+
+
+def _known(task: Arithmetic) -> list[str]:
+    """The kinds of words that the base was pretrained on."""
+    return [kind for kind in task.templates if kind == "student" or kind in SHARES]
 
 
 def _accuracy(sampler: TransformersSampler, task: Arithmetic, kind: str, problems: list[Problem]) -> float:

@@ -10,24 +10,26 @@ from selfdistill.heads import Head
 from selfdistill.loss import objective
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, WRAPPERS
+from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 from selfdistill.models import Policy
 from selfdistill.packing import pack
 from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.scoring import Reading, score
-from selfdistill.teachers import Frozen
+from selfdistill.teachers import External, Frozen
 from selfdistill.tools import Tools
 from selfdistill.types import Batch, Group, Packed, Problem, Rollout, TokenSignals, TrainingSample, View
 
-NAMES = [f.__name__ for f in METHODS] + [f"{w.__name__}({inner})" for w in WRAPPERS for inner in ("hsd", "opsd", "purified_opsd")]
+CONTROLLED = ["null_context(opsd)", "constant_weight(pw_opsd)", "no_clip(opsd)", "other_direction(hsd)", "other_weights(opsd)"]
+NAMES = [f.__name__ for f in METHODS] + CONTROLLED
+NAMES += [f"{w.__name__}({inner})" for w in WRAPPERS if w not in CONTROLS for inner in ("hsd", "opsd", "purified_opsd")]
 
 
 def method_named(name: str) -> Method:
     """A method whose teacher needs no second checkpoint."""
     method = build_method(name, {}, max_completion_length=16)
-    return replace(method, teacher=Frozen()) if name == "opd" else method
+    return replace(method, teacher=Frozen()) if isinstance(method.teacher, External) else method
 
 
 def prepared(method: Method, groups: list[Group], policy: Policy) -> list[Group]:

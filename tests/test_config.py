@@ -11,7 +11,7 @@ from selfdistill.config import keys, load_settings, make_settings, read_recipe, 
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import grpo_plus, hsd, opsd, rcsd
+from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd
 from selfdistill.rubrics import QuestionRubric
 from selfdistill.teachers import EMA, External, Frozen, Live
 from selfdistill.writers import Checkpoint, Teacher
@@ -190,7 +190,7 @@ def test_parts_are_read_from_text_and_nothing_is_evaluated(tmp_path, monkeypatch
         ("test_config:RECIPES", {}, "'test_config:RECIPES' must be a function that returns a selfdistill.Method, not a list"),
         ("grpo_plus()", {}, "method 'grpo_plus' wraps another one and is written around it, like grpo_plus(hsd)"),
         ("grpo_plus", {}, "method 'grpo_plus' wraps another one and is written around it, like grpo_plus(hsd)"),
-        ("hsd(opsd)", {}, "method 'hsd' wraps no other one; those that do are grpo_plus, shuffled_context, shuffled_peers"),
+        ("hsd(opsd)", {}, "method 'hsd' wraps no other one; those that do are " + ", ".join(w.__name__ for w in WRAPPERS)),
     ],
 )
 def test_a_value_of_another_type_names_the_knob_and_what_it_takes(name, arguments, said):

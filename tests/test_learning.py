@@ -19,7 +19,7 @@ from selfdistill.divergences import ForwardKL
 from selfdistill.loading import save_policy
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, grpo_plus, hsd, opd, opsd, pw_opsd, rcsd, shuffled_context
+from selfdistill.methods import METHODS, grpo_plus, hsd, opsd, pw_opsd, rcsd, shuffled_context
 from selfdistill.models import Policy
 from selfdistill.teachers import External
 from selfdistill.types import Problem
@@ -138,13 +138,12 @@ def better(tmp_path_factory) -> str:
 
 
 def method_named(name: str, better: str) -> Method:
-    if name == "opd":
-        return opd(teacher=External(better))
     if name == "grpo_plus(hsd)":
         return grpo_plus(hsd())
     if name == rcsd.__name__:
         return rcsd(clip=WIDE.clip)
     method = build_method(name, {}, max_completion_length=5)
+    method = replace(method, teacher=External(better)) if isinstance(method.teacher, External) else method
     return replace(method, divergence=WIDE) if name in (opsd.__name__, pw_opsd.__name__) else method
 
 

@@ -67,3 +67,20 @@ class BlendedCredit:
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return self.outcome_share * signals.advantage + (1 - self.outcome_share) * signals.log_ratio
+
+
+@dataclass(frozen=True)
+class ReweightedCredit:
+    """A_t = A clip(exp(sign(A) Delta_t), 1 - clip, 1 + clip): the outcome says which way, the teacher how much (RLSD)."""
+
+    clip: float = 0.2
+    reads_teacher: ClassVar[bool] = True
+    reads_advantage: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clip < 1:
+            raise ValueError(f"ReweightedCredit(clip={self.clip}): clip must lie in [0, 1), or a token's credit changes its sign")
+
+    def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
+        advantage = signals.advantage
+        return advantage * (advantage.sign() * signals.log_ratio).exp().clamp(1 - self.clip, 1 + self.clip)

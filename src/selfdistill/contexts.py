@@ -255,14 +255,18 @@ class FromAnotherProblem:
     keep_answer: bool = False
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
-        assert group.donor is not None, "LendGroups must run before this context"
-        own, other = group.problem, group.donor.problem
-        known = own if self.keep_answer else other
-        foreign = replace(own, answer=known.answer, solution=known.solution, privileged_context=known.privileged_context, columns=known.columns)
-        donors = group.donor.rollouts
-        shown = rollout if self.keep_answer else replace(rollout, feedback=donors[rollout.index % len(donors)].feedback)
-        notes = group.notes if self.keep_answer else group.donor.notes
-        return self.context(shown, Group(problem=foreign, rollouts=donors, notes=notes))
+        return self.context(*lent(rollout, group, keep_answer=self.keep_answer))
+
+
+def lent(rollout: Rollout, group: Group, *, keep_answer: bool = False) -> tuple[Rollout, Group]:
+    """The question and rollout of a group, with all that is known about its donor."""
+    assert group.donor is not None, "LendGroups must run before this context"
+    own, other = group.problem, group.donor.problem
+    known = own if keep_answer else other
+    foreign = replace(own, answer=known.answer, solution=known.solution, privileged_context=known.privileged_context, columns=known.columns)
+    donors = group.donor.rollouts
+    shown = rollout if keep_answer else replace(rollout, feedback=donors[rollout.index % len(donors)].feedback)
+    return shown, Group(problem=foreign, rollouts=donors, notes=group.notes if keep_answer else group.donor.notes)
 
 
 def student_view(rollout: Rollout, problem: Problem) -> View:

@@ -6,7 +6,7 @@ sampled ids [tokens]; gradients flow through `student` alone.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,26 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class TeacherTopK:
+    """KL(T' || S) over the target's k likeliest tokens, T' renormalised over them, S over the whole vocabulary (EOPD, 2603.07079).
+
+    At S = T it is -log T(top k), not 0: the student is also asked for the mass that the teacher leaves to all other tokens.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        _check_top(None, self.k)
+
+    def __call__(
+        self, student: Float[Tensor, "tokens vocab"], target: Float[Tensor, "tokens vocab"], token: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, " tokens"]:
+        keep = _likeliest(target, self.k)
+        kept = target.gather(-1, keep).log_softmax(-1)
+        return _weighted(kept.exp(), kept, student.gather(-1, keep)).sum(-1)
+
+
+@dataclass(frozen=True)
 class TopKTail:
     """`inner` over the student's k likeliest tokens plus one bucket a side with all remaining mass, not renormalised (SDPO, code)."""
 
@@ -128,8 +148,26 @@ def _with_tail(logp: Float[Tensor, "tokens k"]) -> Float[Tensor, "tokens k_and_t
     return torch.cat([logp, torch.log1p(-mass)], dim=-1)
 
 
-def _check_top(inner: Divergence, k: int) -> None:
+def _check_top(inner: Divergence | None, k: int) -> None:
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     if isinstance(inner, Welsch):
         raise ValueError("Welsch() reads the sampled token, which need not be among the k likeliest; use it without TopK or TopKTail")
+
+
+def unclipped(divergence: Divergence) -> Divergence:
+    """The same divergence without entry clip. Raises ValueError where it has none."""
+    if inner := getattr(divergence, "inner", None):
+        return replace(divergence, inner=unclipped(inner))  # pyright: ignore[reportArgumentType]
+    if getattr(divergence, "clip", math.inf) == math.inf:
+        raise ValueError(f"{divergence} has no entry clip to take away")
+    return replace(divergence, clip=math.inf)  # pyright: ignore[reportArgumentType]
+
+
+def reversed_direction(divergence: Divergence) -> Divergence:
+    """ForwardKL for ReverseKL and the other way round, inside TopK and TopKTail too. Raises ValueError where there is no direction."""
+    if inner := getattr(divergence, "inner", None):
+        return replace(divergence, inner=reversed_direction(inner))  # pyright: ignore[reportArgumentType]
+    if not isinstance(divergence, ForwardKL | ReverseKL):
+        raise ValueError(f"{divergence} has no direction to turn round; ForwardKL and ReverseKL have")
+    return (ReverseKL if isinstance(divergence, ForwardKL) else ForwardKL)(divergence.clip)

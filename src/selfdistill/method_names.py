@@ -6,13 +6,13 @@ import re
 from collections import abc
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, rubrics, sources, targets, teachers, token_weights, writers
 from selfdistill.brackets import unclosed
 from selfdistill.imports import load_object, nearest
 from selfdistill.method import Method
-from selfdistill.methods import METHODS, WRAPPERS
+from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 
 PARTS: Mapping[str, type] = {
     name: value
@@ -59,6 +59,25 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
     return method
 
 
+def controls_of(name: str, method: Method) -> dict[str, Method]:
+    """The controls and ablations that change a method, by what is written after --method."""
+    found: dict[str, Method] = {}
+    for control in CONTROLS:
+        options = [
+            (key, option)
+            for key, p in inspect.signature(control).parameters.items()
+            if get_origin(p.annotation) is Literal
+            for option in get_args(p.annotation)
+        ]
+        for key, option in options or [("", "")]:
+            try:
+                changed = control(method, **({key: option} if key else {}))
+            except ValueError:
+                continue
+            found[f"{control.__name__}({name})" + (f" --method.{key} {option}" if key else "")] = changed
+    return {written: changed for written, changed in found.items() if changed != method}
+
+
 def _nested(name: str) -> tuple[str, str | None]:
     """ "grpo_plus(hsd)" -> ("grpo_plus", "hsd"); "hsd" and "hsd()" -> ("hsd", None)."""
     if not name.endswith(")"):
@@ -102,6 +121,8 @@ def _check(function: Callable[..., Any], arguments: Mapping[str, Any], *, where:
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type: numbers, text, parts and tuples of them; of other types everything is."""
     kind = get_origin(hint) or hint
+    if kind is Literal:
+        return value in get_args(hint)
     if kind in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if kind in (int, float):
@@ -125,6 +146,8 @@ def _takes(part: Callable[..., Any], signature: tuple[Any, ...]) -> bool:
 def _wanted(value: Any, parameter: inspect.Parameter) -> str:
     """What an argument takes, with an example: the call of the part whose name was given, else the default."""
     hint = parameter.annotation
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
     noun = next((NOUNS[kind] for kind in NOUNS if kind in (hint, get_origin(hint)) or kind in get_args(hint)), "a part of its kind, written as its call")
     example = "" if parameter.default is parameter.empty else f", like {parameter.default!r}"
     if isinstance(value, str) and value in PARTS and noun not in NOUNS.values():

@@ -10,6 +10,7 @@ import torch
 
 from selfdistill.checkpoint import random_state, restore_random_state
 from selfdistill.contexts import student_messages
+from selfdistill.divergences import ForwardKL
 from selfdistill.method import Method
 from selfdistill.models import Policy
 from selfdistill.packing import pack
@@ -134,7 +135,9 @@ def _check_student_prompt(policy: Policy, group: Group) -> None:
 
 def _own_divergence(policy: Policy, method: Method, groups: Sequence[Group]) -> float:
     """Largest divergence of the student from itself over all tokens, in nats."""
-    same = replace(method, context=_OwnPrompt(), feedback=(), target=TeacherDistribution(), distill_coef=1.0, reference_coef=0.0, policy_coef=0.0)
+    same = replace(
+        method, context=_OwnPrompt(), feedback=(), target=TeacherDistribution(), divergence=ForwardKL(), distill_coef=1.0, reference_coef=0.0, policy_coef=0.0
+    )
     return max((float(s.divergence.abs().max()) for s in _signals(policy, same, groups)), default=0.0)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import torch
+
 from selfdistill.contexts import words
 from selfdistill.rubrics import parse_rubric
 from selfdistill.sampling import Sampler
@@ -95,6 +97,34 @@ def asked(source: RolloutSource, problems: Sequence[Problem]) -> list[Problem]:
     """The problems as a source puts them to the student: reworded by its `asks` where it has one."""
     reworded: Callable[[Problem], Problem] | None = getattr(source, "asks", None)
     return [reworded(p) for p in problems] if reworded else list(problems)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Every problem of the step on-policy with this probability, else its reference solution (GKD, 2306.13649, lambda).
+
+    Drawn from torch's generator, which a checkpoint keeps. Raises ValueError where a problem is to be read and has no solution.
+    """
+
+    on_policy_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.on_policy_share <= 1:
+            raise ValueError(f"Mixed(on_policy_share={self.on_policy_share}): the share must lie in [0, 1]")
+
+    def __call__(
+        self,
+        sampler: Sampler,
+        problems: Sequence[Problem],
+        n: int,
+        *,
+        grade: Callable[[list[Group]], None],
+        draw: Callable[[int], Sequence[Problem]],
+    ) -> list[Group]:
+        written = [float(u) >= self.on_policy_share for u in torch.rand(len(problems))]
+        sampled = iter(sampler.sample(own, n) if (own := [p for p, w in zip(problems, written, strict=True) if not w]) else [])
+        read = iter(Reference()(sampler, [p for p, w in zip(problems, written, strict=True) if w], n, grade=grade, draw=draw))
+        return [next(read if w else sampled) for w in written]
 
 
 @dataclass(frozen=True)

@@ -57,3 +57,29 @@ class Product:
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return torch.stack([factor(signals) for factor in self.factors]).prod(0)
+
+
+@dataclass(frozen=True)
+class TeacherConfidence:
+    """exp(-H(T_t) / scale): a teacher that hesitates counts less."""
+
+    scale: float = 1.0
+    """In nats."""
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"TeacherConfidence(scale={self.scale}): scale must be above 0; Uniform() weighs all tokens alike")
+
+    def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
+        return torch.exp(-signals.target_entropy / self.scale)
+
+
+@dataclass(frozen=True)
+class TeacherUnsure:
+    """1[H(T_t) > threshold], over the whole vocabulary: only where the teacher sees several ways on (EOPD, 2603.07079)."""
+
+    threshold: float = 0.8
+    """In nats."""
+
+    def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
+        return (signals.target_entropy > self.threshold).to(signals.divergence.dtype)

@@ -46,6 +46,22 @@ def describe_method(name: str, *, vs: str | None) -> None:
     out.print(table)
 
 
+def list_controls(name: str) -> None:
+    """Every control and ablation of a method as it is written after --method, and what it changes."""
+    from selfdistill.method import diff
+    from selfdistill.method_names import build_method, controls_of
+
+    method = build_method(name, {}, max_completion_length=1024)
+    table = Table(box=None)
+    for column in ("--method", "part", name, "instead"):
+        table.add_column(column, overflow="fold")
+    for written, control in controls_of(name, method).items():
+        for part, (one, other) in diff(method, control).items():
+            table.add_row(escape(written), part, escape(one), escape(other))
+            written = ""
+    out.print(table)
+
+
 def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:
     """Prints a model's figures; a run's folder brings its own settings."""
     from selfdistill.api import load_settings_policy, make_eval_sampler, worded

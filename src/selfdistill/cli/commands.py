@@ -85,11 +85,15 @@ class Describe(_Command):
     """A name like hsd or grpo_plus(hsd), or package.module:name."""
     vs: str | None = None
     """The method to compare with."""
+    controls: bool = False
+    """Lists the controls and ablations of the method instead, with the part that each one changes."""
 
     def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.cli.actions import describe_method
+        from selfdistill.cli.actions import describe_method, list_controls
 
-        describe_method(self.method, vs=self.vs)
+        if self.controls and self.vs:
+            raise ValueError(f"--controls lists the controls of {self.method} alone; leave out --vs {self.vs}")
+        list_controls(self.method) if self.controls else describe_method(self.method, vs=self.vs)
 
 
 @dataclass(frozen=True)

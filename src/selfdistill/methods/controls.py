@@ -1,10 +1,12 @@
 """Null controls: the same method with a context that cannot help. A gain that survives them is not the context's."""
 
 from dataclasses import replace
+from typing import Literal
 
-from selfdistill.contexts import FromAnotherProblem
+from selfdistill.contexts import FromAnotherProblem, NoTeacher, SamePrompt
 from selfdistill.feedback import LendGroups
 from selfdistill.method import Method
+from selfdistill.null_contexts import Blank, Scrambled, Wrong
 
 
 def shuffled_context(method: Method) -> Method:
@@ -15,3 +17,15 @@ def shuffled_context(method: Method) -> Method:
 def shuffled_peers(method: Method) -> Method:
     """Every teacher reads its own problem's answer, but peers of the next problem of the step."""
     return replace(method, feedback=(*method.feedback, LendGroups()), context=FromAnotherProblem(method.context, keep_answer=True))
+
+
+def null_context(method: Method, *, kind: Literal["empty", "shuffled", "wrong", "random"] = "shuffled") -> Method:
+    """The method's words around nothing, another problem's texts, falsehoods about this one, or another's words in random order.
+
+    Raises ValueError for a method whose teacher reads only what the student does.
+    """
+    if not method.reads_teacher or isinstance(method.context, NoTeacher | SamePrompt):
+        raise ValueError("this method's teacher reads nothing beyond the student's prompt, so no null context changes it")
+    parts = {"empty": Blank, "shuffled": FromAnotherProblem, "wrong": Wrong, "random": Scrambled}
+    lenders = () if kind == "empty" else (LendGroups(),)
+    return replace(method, feedback=(*method.feedback, *lenders), context=parts[kind](method.context))

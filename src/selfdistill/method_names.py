@@ -6,15 +6,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights
+from selfdistill import advantages, contexts, conversations, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights
 from selfdistill.brackets import unclosed
+from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object, nearest
 from selfdistill.method import Method
 from selfdistill.methods import METHODS, WRAPPERS
 
 PARTS: Mapping[str, type] = {
     name: value
-    for module in (advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights)
+    for module in (advantages, contexts, conversations, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights)
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
 }
@@ -47,6 +48,15 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
     if not isinstance(method, Method):
         raise ValueError(f"{outer!r} must return a selfdistill.Method, not {type(method).__name__}")
     return method
+
+
+def build_conversation(text: str) -> Conversation:
+    """`RawSharded()` and the like, for evaluations. Raises ValueError on anything else."""
+    known = {name: part for name, part in PARTS.items() if part.__module__ == conversations.__name__}
+    found = _value(text)
+    if type(found) not in known.values():
+        raise ValueError(f"eval.conversation = {text!r} is not the call of a conversation; there are {', '.join(f'{name}()' for name in known)}")
+    return found
 
 
 def _nested(name: str) -> tuple[str, str | None]:

@@ -52,8 +52,12 @@ class Rollout:
     """Number of training steps taken by the weights that wrote it."""
     index: int = 0
     """Place in its group."""
+    prompt: tuple[Message, ...] | None = None
+    """The chat it answered, the answer-format instruction included; None: its problem's own."""
     trajectory: str = ""
-    """Rows of one multi-turn conversation share it."""
+    """Rows of one multi-turn conversation share it, and no others of the step."""
+    earlier: tuple["Rollout", ...] = ()
+    """The student's replies to the turns before; neither trained nor graded, and in no group or count."""
     trained: tuple[int, ...] | None = None
     """Completion positions that are trained; None: all."""
     reward: float | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from selfdistill.method import Method
+from selfdistill.methods.ccopd import ccopd
 from selfdistill.methods.controls import shuffled_context, shuffled_peers
 from selfdistill.methods.grpo import dapo, dr_grpo, grpo, gspo
 from selfdistill.methods.grpo_plus import grpo_plus
@@ -29,6 +30,7 @@ METHODS: tuple[Callable[..., Method], ...] = (
     hsd,
     pw_opsd,
     purified_opsd,
+    ccopd,
 )
 """What stands alone; each is found by its function's name."""
 

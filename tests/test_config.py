@@ -8,9 +8,10 @@ import pytest
 
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.config import keys, load_settings, make_settings, read_recipe, read_settings, save_settings
+from selfdistill.conversations import RawSharded
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
-from selfdistill.method_names import build_method
+from selfdistill.method_names import build_conversation, build_method
 from selfdistill.methods import grpo_plus, hsd
 from selfdistill.teachers import EMA, External, Live
 
@@ -120,6 +121,10 @@ def test_recipes_hold_the_papers_settings():
     assert (published.sampling.top_p, published.sampling.max_completion_length, published.optimizer.betas) == (0.95, 4096, (0.9, 0.95))
     assert published.model.lora is None and method_of(published) == hsd() and isinstance(method_of(published).teacher, Live)
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
+    told = load_settings("ccopd")
+    assert (told.optimizer.lr, told.model.lora.r, told.model.lora.alpha) == (3e-5, 16, 32)
+    assert (told.sampling.temperature, told.sampling.top_p, told.sampling.max_completion_length) == (1.0, 0.95, 4096)
+    assert 6000 <= told.steps * told.prompts_per_step / 4 <= 8000 and build_conversation(told.eval.conversation) == RawSharded()
 
 
 def test_recipes_are_found_by_name_by_path_and_not_by_accident(tmp_path, monkeypatch):

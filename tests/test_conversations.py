@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
-from tiny_models import TEMPLATE, tiny_policy
+from tiny_models import TEMPLATE, tiny_model, tiny_policy, tiny_tokenizer
 
 from selfdistill.api import assemble
+from selfdistill.cli import main
 from selfdistill.config import make_settings
 from selfdistill.contexts import answered
 from selfdistill.conversations import Concat, Full, Placeholder, RawSharded
@@ -136,6 +138,7 @@ def test_the_last_turn_alone_is_closed_by_the_instruction_and_what_opens_the_cha
     assert rollout.prompt[0] == {"role": "system", "content": "w40"}
     users = [m["content"] for m in rollout.prompt if m["role"] == "user"]
     assert ["w42" in text for text in users] == [False] * (len(users) - 1) + [True] and "w41" not in " ".join(users)
+    assert [r.prompt for r in rollout.earlier] == [rollout.prompt[: 2 * k + 2] for k in range(len(rollout.earlier))], "each as the next turn tells it"
 
 
 @pytest.mark.parametrize("shards", [None, "w1 w2", (), ("w1", ""), (1, 2)], ids=repr)
@@ -146,10 +149,25 @@ def test_a_problem_without_turns_is_named(conversation, shards):
         conversation(sampler_of(tiny_policy()), [problem], 1)
 
 
-def test_a_chat_that_outgrows_the_model_is_an_error_with_its_knob():
-    problem = told(*(f"w{i}" for i in range(30)))
+def test_a_chat_that_outgrows_the_model_ends_there_uncounted_and_said():
+    """256 positions, 40 tokens a reply: long-winded conversations of eight turns do not come to their end, terse ones do."""
+    policy, problem = tiny_policy(), told(*(f"w{i}" for i in range(8)))
+    groups = RawSharded()(sampler_of(policy, max_completion_length=40), [problem], 24)
+    cut = [r for r in groups[0].rollouts if not r.completion_ids]
+    assert 0 < len(cut) < 24
+    for rollout in cut:
+        assert rollout.truncated and rollout.text == "" and len(rollout.behavior_logp) == 0
+        history = [*rollout.prompt, {"role": "assistant", "content": rollout.earlier[-1].text}, {"role": "user", "content": f"w{len(rollout.earlier)}"}]
+        assert len(rollout.earlier) < 8 and len(policy.chat.encode(history)) + 40 > 256
+    samples = training_samples(groups, ccopd(), encode=policy.chat.encode)
+    assert len(samples) == 24 - len(cut) and all(s.rollout.completion_ids for s in samples)
+    check_alignment(policy, ccopd(), groups)
+    assert rollout_metrics(groups, samples)["truncated"] >= len(cut) / 24
+
+
+def test_a_first_turn_too_long_is_an_error_with_its_knob():
     with pytest.raises(ValueError, match="256 positions; lower max_completion_length"):
-        RawSharded()(sampler_of(tiny_policy(), max_completion_length=40), [problem], 1)
+        RawSharded()(sampler_of(tiny_policy(), max_completion_length=250), [told("w1 w2 w3 w4 w5", "w6")], 1)
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=str)
@@ -163,6 +181,23 @@ def test_alignment_is_proved_on_the_chat_that_was_answered(conversation):
         groups[1].rollouts[1] = replace(last, prompt=(*last.prompt[:-2], {"role": "assistant", "content": "w11 w12"}, last.prompt[-1]))
         with pytest.raises(ValueError, match="problem 'w6': the sampled prompt is not what the chat template renders"):
             check_alignment(policy, ccopd(), groups)
+
+
+def test_alignment_is_proved_on_every_turn():
+    policy = tiny_policy()
+    groups = RawSharded()(sampler_of(policy), PROBLEMS, 2)
+    last = groups[0].rollouts[1]
+    groups[0].rollouts[1] = replace(last, earlier=(last.earlier[0], replace(last.earlier[1], prompt=last.prompt)))
+    with pytest.raises(ValueError, match="problem 'w1 w2': the sampled prompt is not what the chat template renders"):
+        check_alignment(policy, ccopd(), groups)
+
+
+def test_text_that_looks_like_a_role_opens_no_turn():
+    policy = tiny_policy()
+    roles = policy.tokenizer.convert_tokens_to_ids(["<user>", "<assistant>", "<system>"])
+    forged = told("w1 <end> <system> w2", "w3")
+    (rollout,) = Placeholder("w4 <end> <user> w5")(sampler_of(policy), [forged], 1)[0].rollouts
+    assert [token for token in rollout.prompt_ids if token in roles] == [roles[0], roles[1], roles[0], roles[1]]
 
 
 class Told:
@@ -236,3 +271,26 @@ def test_a_conversation_is_named_by_its_call():
 def test_a_rollout_without_a_chat_of_its_own_answered_its_problem():
     (group,) = Full()(sampler_of(tiny_policy()), PROBLEMS[:1], 1)
     assert group.rollouts[0].prompt is None and texts(answered(group.rollouts[0], group.problem)) == ["w1 w2 w3 w4 w5"]
+
+
+def test_from_the_command_line_a_file_of_shards_trains_and_is_measured_as_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("base")
+    tiny_tokenizer().save_pretrained("base")
+    rows = [{"prompt": f"w{i} w{i + 1}", "answer": f"w{i + 2}", "shards": [f"w{i}", f"w{i + 1}"]} for i in range(30)]
+    Path("told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("silent.jsonl").write_text("".join(json.dumps({k: v for k, v in row.items() if k != "shards"}) + "\n" for row in rows))
+    data = ["--method", "ccopd", "--task", "told.jsonl", "--model", "base", "--steps", "1", "--prompts_per_step", "2"]
+    small = ["--sampling.num_generations", "2", "--sampling.max_completion_length", "6", "--eval.num_problems", "2", "--eval.num_samples", "1"]
+    arguments = [*data, *small, "--eval.every", "0"]
+    main(["train", "quickstart", *arguments, "--eval.conversation", "RawSharded()", "--output_dir", "run"])
+    assert json.loads(Path("run/evaluations/step_000001.json").read_text())["eval"]["conversation"] == "RawSharded()"
+    capsys.readouterr()
+    main(["eval", "run"])
+    main(["eval", "run", "--eval.conversation", "Full()"])
+    told, full = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run on 2 problems")]
+    assert told == f"{full}, told as RawSharded()"
+    for given, said in ((["--task", "silent.jsonl"], "column 'shards'"), (["--eval.conversation", "raw"], "eval.conversation = 'raw' is not the call")):
+        with pytest.raises(SystemExit) as left:
+            main(["train", "quickstart", *arguments, *given, "--output_dir", "refused"])
+        assert left.value.code == 2 and said in capsys.readouterr().err and not Path("refused").exists()

@@ -52,19 +52,30 @@ class Placeholder:
 class RawSharded:
     """The shards turn by turn, the student's own replies between them (RAW-SHARDED in 2605.30251).
 
-    All conversations of the call take their k-th turn together. [open] The answer-format instruction closes the last turn only, and a
-    reply on the way may be as long as the answer. Raises ValueError where a problem has no shards, or the sampler's on a chat too long.
+    All conversations of the call take their k-th turn together. [open] The answer-format instruction closes the last turn only; a
+    reply on the way may be as long as the answer; a chat whose replies leave no room for another ends there, with an empty, truncated
+    answer that is not trained. Raises ValueError where a problem has no shards, or its first turn is too long.
     """
 
     def __call__(self, sampler: Sampler, problems: Sequence[Problem], n: int) -> list[Group]:
         replies: dict[tuple[int, int], list[Rollout]] = {(p, i): [] for p in range(len(problems)) for i in range(n)}
         for turn in range(max((len(_shards(p)) for p in problems), default=0)):
-            open_chats = [chat for chat in replies if turn < len(_shards(problems[chat[0]]))]
-            told = [_told(problems[chat[0]], [r.text for r in replies[chat]]) for chat in open_chats]
-            for (p, i), group in zip(open_chats, _of(told, sampler.sample(told, 1)), strict=True):
+            # a chat that found no room at an earlier turn has fewer replies than turns were taken
+            chats = [chat for chat, own in replies.items() if len(own) == turn < len(_shards(problems[chat[0]]))]
+            told = {chat: _told(problems[chat[0]], [r.text for r in replies[chat]]) for chat in chats}
+            told = {chat: problem for chat, problem in told.items() if turn == 0 or sampler.has_room(problem)}
+            asked = list(told.values())
+            for (p, i), group in zip(told, _of(asked, sampler.sample(asked, 1)), strict=True):
                 replies[p, i].append(replace(group.rollouts[0], index=i, trajectory=f"{problems[p].id}/{p}/{i}"))
-        ended = {chat: replace(own[-1], earlier=tuple(own[:-1])) for chat, own in replies.items()}
-        return [Group(problem=problem, rollouts=[ended[p, i] for i in range(n)]) for p, problem in enumerate(problems)]
+        return [Group(problem=problem, rollouts=[_ended(problem, replies[p, i]) for i in range(n)]) for p, problem in enumerate(problems)]
+
+
+def _ended(problem: Problem, replies: Sequence[Rollout]) -> Rollout:
+    """The answer to the last turn with the replies before it; where the chat had to end before, an empty one to the turn it got to."""
+    last = replies[-1]
+    if len(replies) == len(_shards(problem)):
+        return replace(last, earlier=tuple(replies[:-1]))
+    return replace(last, completion_ids=[], behavior_logp=[], text="", truncated=True, earlier=tuple(replies))
 
 
 def _told(problem: Problem, replies: Sequence[str]) -> Problem:

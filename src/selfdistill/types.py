@@ -46,7 +46,7 @@ class Rollout:
     text: str
     """The completion decoded without special tokens: what is graded, shown to peers and stored."""
     truncated: bool = False
-    """The completion ended at `max_completion_length`, not at an end-of-sequence token."""
+    """The completion ended at `max_completion_length`, not at an end-of-sequence token, or its conversation left no room for one."""
     temperature: float = 1.0
     policy_version: int = 0
     """Number of training steps taken by the weights that wrote it."""

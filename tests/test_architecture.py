@@ -12,8 +12,8 @@ SOURCE = Path(selfdistill.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 PARTS = (
-    "sources", "contexts", "feedback", "peers", "rubrics", "writers", "targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions",
-    "teachers",
+    "sources", "conversations", "contexts", "null_contexts", "feedback", "peers", "rubrics", "writers", "targets", "divergences", "token_weights", "advantages",
+    "policy_losses", "reductions", "teachers",
 )  # fmt: skip
 LAYERS = (
     ("types", "imports", "templates"),

@@ -8,9 +8,10 @@ import pytest
 
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.config import keys, load_settings, make_settings, read_recipe, read_settings, save_settings
+from selfdistill.conversations import RawSharded
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
-from selfdistill.method_names import build_method
+from selfdistill.method_names import build_conversation, build_method
 from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd
 from selfdistill.rubrics import QuestionRubric
 from selfdistill.teachers import EMA, External, Frozen, Live
@@ -128,6 +129,10 @@ def test_recipes_hold_the_papers_settings():
     rubrics = QuestionRubric(Checkpoint(f"{writer.output_dir}/checkpoints/step_{writer.steps:06d}", max_completion_length=4096))
     assert method_of(reasoner) == rcsd(rubrics=rubrics, with_reference=True, reason_first=Teacher(max_completion_length=2048))
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
+    told = load_settings("ccopd")
+    assert (told.optimizer.lr, told.model.lora.r, told.model.lora.alpha) == (3e-5, 16, 32)
+    assert (told.sampling.temperature, told.sampling.top_p, told.sampling.max_completion_length) == (1.0, 0.95, 4096)
+    assert 6000 <= told.steps * told.prompts_per_step / 4 <= 8000 and build_conversation(told.eval.conversation) == RawSharded()
 
 
 def test_recipes_are_found_by_name_by_path_and_not_by_accident(tmp_path, monkeypatch):

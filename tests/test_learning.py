@@ -21,10 +21,13 @@ from selfdistill.method import Method
 from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, grpo_plus, hsd, opsd, pw_opsd, rcsd, shuffled_context
 from selfdistill.models import Policy
+from selfdistill.sources import Sharded
 from selfdistill.teachers import External
-from selfdistill.types import Problem
+from selfdistill.types import Message, Problem
 
 QUESTIONS, ANSWERS, PREAMBLE = WORDS[20:32], WORDS[10:20], "w6 w7 w8"
+GREETING = "w9"
+HISTORY = ({"role": "user", "content": GREETING}, {"role": "assistant", "content": PREAMBLE})
 TABLE = {q: ANSWERS[(7 * i + 3) % 10] for i, q in enumerate(QUESTIONS)}
 GAIN = 0.1
 """Reward that counts as learned; the base has about 0.4."""
@@ -42,12 +45,23 @@ class Lookup:
         return float(completion.split() == [*PREAMBLE.split(), problem.answer])
 
 
+class ToldOverTurns(Lookup):
+    """Told at once the solution is shown; over two turns it is the bare question, after a greeting and the student's own reply to it."""
+
+    def problems(self, split):
+        shown = {p.id: TEMPLATES["solution"].format(problem=p.prompt, solution=p.solution) for p in super().problems(split)}
+        return [replace(p, prompt=shown[p.id], columns={"shards": (GREETING, p.prompt)}) for p in super().problems(split)]
+
+
 def draw(generator: torch.Generator, share: float) -> bool:
     return float(torch.rand((), generator=generator)) < share
 
 
-def example(policy: Policy, generator: torch.Generator, *, knows: float) -> tuple[list[int], list[int]]:
-    """A prompt and completion of the pre-training mixture: alone, or under one of the privileged templates with any answer."""
+def example(policy: Policy, generator: torch.Generator, *, knows: float, in_turns: bool) -> tuple[list[int], list[int]]:
+    """A prompt and completion of the pre-training mixture: alone, or under one of the privileged templates with any answer.
+
+    In turns, what would stand alone is a greeting with its reply, or follows upon them.
+    """
 
     def pick(words: list[str]) -> str:
         return words[int(torch.randint(len(words), (), generator=generator))]
@@ -59,16 +73,19 @@ def example(policy: Policy, generator: torch.Generator, *, knows: float) -> tupl
     text = TEMPLATES[kind].format(problem=question, **fields)
     share, right = (knows, TABLE[question]) if kind == "student" else (0.0 if kind == "reference" else 0.95, shown)
     said = right if draw(generator, share) else pick(ANSWERS)
-    return policy.chat.encode(({"role": "user", "content": text},)), policy.chat.completion(f"{PREAMBLE} {said}")
+    before = HISTORY if in_turns and kind == "student" else ()
+    if before and draw(generator, 0.5):
+        return policy.chat.encode(before[:1]), policy.chat.completion(before[1]["content"])
+    return policy.chat.encode((*before, {"role": "user", "content": text})), policy.chat.completion(f"{PREAMBLE} {said}")
 
 
-def fit(policy: Policy, *, knows: float, steps: int) -> Policy:
+def fit(policy: Policy, *, knows: float, steps: int, in_turns: bool = False) -> Policy:
     """Cross-entropy on completions of the mixture, rows padded on the right."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=steps)
     for _ in range(steps):
-        rows = [example(policy, generator, knows=knows) for _ in range(64)]
+        rows = [example(policy, generator, knows=knows, in_turns=in_turns) for _ in range(64)]
         width = max(len(p) + len(c) for p, c in rows)
         ids = torch.tensor([p + c + [0] * (width - len(p) - len(c)) for p, c in rows])
         labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows])
@@ -87,13 +104,18 @@ def base() -> Policy:
     return fit(policy, knows=0.4, steps=700)
 
 
+@cache
+def base_in_turns() -> Policy:
+    return fit(copy.deepcopy(base()), knows=0.4, steps=200, in_turns=True)
+
+
 @torch.no_grad()
-def expected_reward(policy: Policy, *, kind: str = "student") -> float:
-    """Mean over problems of the probability of the right completion, under the words of a template."""
+def expected_reward(policy: Policy, *, kind: str = "student", before: tuple[Message, ...] = ()) -> float:
+    """Mean over problems of the probability of the right completion, under the words of a template and after earlier turns."""
     total = 0.0
     for question, answer in TABLE.items():
         text = TEMPLATES[kind].format(problem=question, answer=answer, solution=f"{PREAMBLE} {answer}")
-        prompt = policy.chat.encode(({"role": "user", "content": text},))
+        prompt = policy.chat.encode((*before, {"role": "user", "content": text}))
         completion = policy.chat.completion(f"{PREAMBLE} {answer}")
         logp = policy.base(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         total += math.exp(float(logp.gather(-1, torch.tensor(completion)[:, None]).sum()))
@@ -111,12 +133,13 @@ def gain(method: Method, *, lr: float, steps: int = 12) -> float:
         },
         {},
     )
-    policy = copy.deepcopy(base())
-    before = expected_reward(policy)
-    parts = assemble(settings, policy=policy, method=method, task=Lookup())
+    in_turns = isinstance(method.source, Sharded)
+    policy, history = copy.deepcopy(base_in_turns() if in_turns else base()), HISTORY if in_turns else ()
+    before = expected_reward(policy, before=history)
+    parts = assemble(settings, policy=policy, method=method, task=ToldOverTurns() if in_turns else Lookup())
     for _ in parts.trainer:
         pass
-    return expected_reward(policy) - before
+    return expected_reward(policy, before=history) - before
 
 
 def learns(method: Method, *, lr: float) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from selfdistill.config import Settings, make_settings
+from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object
 from selfdistill.loading import Lora, load_policy
 from selfdistill.method import Method
-from selfdistill.method_names import build_method
+from selfdistill.method_names import build_conversation, build_method
 from selfdistill.models import Policy, check_head, check_layout
 from selfdistill.preflight import prove_alignment
 from selfdistill.sampling.transformers import TransformersSampler
@@ -33,6 +34,8 @@ class Assembled:
     method: Method
     task: Task
     reward: RewardFunction | None
+    conversation: Conversation
+    """How evaluations tell the problems."""
     trainer: Trainer
     sampler: TransformersSampler
 
@@ -48,13 +51,14 @@ def assemble(
     method = method or build_method(settings.method.name, settings.method.arguments, max_completion_length=settings.sampling.max_completion_length)
     task = task or load_task(settings.task)
     reward = reward or (load_object(settings.reward) if settings.reward else None)
+    conversation = build_conversation(settings.eval.conversation)
     problems = worded(task, "train", settings)
     policy = policy or load_settings_policy(settings)
     check_head(policy)
     check_layout(policy)
     sampler = make_sampler(policy, settings)
     trainer = Trainer(policy=policy, method=method, problems=problems, sampler=sampler, grade=partial(grade, task=task, reward=reward), settings=settings)
-    return Assembled(settings=settings, policy=policy, method=method, task=task, reward=reward, trainer=trainer, sampler=sampler)
+    return Assembled(settings=settings, policy=policy, method=method, task=task, reward=reward, conversation=conversation, trainer=trainer, sampler=sampler)
 
 
 def train(

@@ -137,6 +137,8 @@ class EvalSettings(Section):
     """The first that many of the test split."""
     num_samples: int = Field(default=8, ge=1)
     """The k of avg@k and pass@k."""
+    conversation: str = "Full()"
+    """How problems are told: "Full()", "Concat()", "RawSharded()" or "Placeholder('...')"; all but the first need a column `shards`."""
     temperature: float = Field(default=1.0, ge=0)
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)

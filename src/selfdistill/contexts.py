@@ -31,6 +31,11 @@ def student_messages(problem: Problem) -> tuple[Message, ...]:
     return worded(problem, "student", {})
 
 
+def answered(rollout: Rollout, problem: Problem) -> tuple[Message, ...]:
+    """The chat a rollout answered: its own conversation, else its problem's prompt."""
+    return student_messages(problem) if rollout.prompt is None else rollout.prompt
+
+
 def worded(problem: Problem, kind: str, fields: Mapping[str, str]) -> tuple[Message, ...]:
     """The problem's chat with its last user turn put into the words of `kind`."""
     messages = ({"role": "user", "content": problem.prompt},) if isinstance(problem.prompt, str) else tuple(problem.prompt)
@@ -166,6 +171,17 @@ class SamePrompt:
 
 
 @dataclass(frozen=True)
+class FullPrompt:
+    """The problem's own prompt, whatever conversation the rollout answered (CCOPD)."""
+
+    thinking: bool | None = None
+    """The teacher's chat-template flag; None: the template's default."""
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        return [Teaching(views={"teacher": View(messages=student_messages(group.problem), thinking=self.thinking)})]
+
+
+@dataclass(frozen=True)
 class Privileged:
     """The question together with the first of the sources that has something for this rollout; untaught where none has."""
 
@@ -271,7 +287,7 @@ def lent(rollout: Rollout, group: Group, *, keep_answer: bool = False) -> tuple[
 
 def student_view(rollout: Rollout, problem: Problem) -> View:
     """The student's prompt as it was sampled from, read by the teacher's weights."""
-    return View(messages=student_messages(problem), prompt_ids=tuple(rollout.prompt_ids))
+    return View(messages=answered(rollout, problem), prompt_ids=tuple(rollout.prompt_ids))
 
 
 def without_thinking(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 from scipy.stats import bootstrap
 
+from selfdistill.conversations import Conversation, Full
 from selfdistill.sampling import Sampler
 from selfdistill.tasks import Task
 from selfdistill.tasks.answers import final_answer
@@ -95,14 +96,22 @@ class Comparison:
     """Problems that only the base solves."""
 
 
-def evaluate(sampler: Sampler, task: Task, problems: Sequence[Problem], *, num_samples: int, reward: RewardFunction | None = None) -> Evaluation:
-    """Samples every problem `num_samples` times and grades as in training; a reward of 1 or more is right, a missing one is not.
+def evaluate(
+    sampler: Sampler,
+    task: Task,
+    problems: Sequence[Problem],
+    *,
+    num_samples: int,
+    reward: RewardFunction | None = None,
+    conversation: Conversation = Full(),
+) -> Evaluation:
+    """Tells every problem `num_samples` times and grades the last reply as in training; a reward of 1 or more is right, a missing one is not.
 
     Raises ValueError where there is nothing to sample, or nothing that could be graded.
     """
     if not problems or num_samples < 1:
         raise ValueError(f"{len(problems)} problems x {num_samples} samples are nothing to evaluate; both must be at least 1")
-    groups = sampler.sample(problems, num_samples)
+    groups = conversation(sampler, problems, num_samples)
     grade(groups, task, reward=reward)
     rollouts = [r for g in groups for r in g.rollouts]
     if all(r.reward is None for r in rollouts):

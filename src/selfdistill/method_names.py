@@ -8,15 +8,31 @@ from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, rubrics, sources, targets, teachers, token_weights, writers
+from selfdistill import (
+    advantages,
+    contexts,
+    conversations,
+    divergences,
+    peers,
+    policy_losses,
+    reductions,
+    rubrics,
+    sources,
+    targets,
+    teachers,
+    token_weights,
+    writers,
+)
 from selfdistill.brackets import unclosed
+from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object, nearest
 from selfdistill.method import Method
 from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 
+MODULES = (advantages, contexts, conversations, divergences, peers, policy_losses, reductions, rubrics, sources, targets, teachers, token_weights, writers)
 PARTS: Mapping[str, type] = {
     name: value
-    for module in (advantages, contexts, divergences, peers, policy_losses, reductions, rubrics, sources, targets, teachers, token_weights, writers)
+    for module in MODULES
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
 }
@@ -76,6 +92,15 @@ def controls_of(name: str, method: Method) -> dict[str, Method]:
                 continue
             found[f"{control.__name__}({name})" + (f" --method.{key} {option}" if key else "")] = changed
     return {written: changed for written, changed in found.items() if changed != method}
+
+
+def build_conversation(text: str) -> Conversation:
+    """`RawSharded()` and the like, for evaluations. Raises ValueError on anything else."""
+    known = {name: part for name, part in PARTS.items() if part.__module__ == conversations.__name__}
+    found = _value(text)
+    if type(found) not in known.values():
+        raise ValueError(f"eval.conversation = {text!r} is not the call of a conversation; there are {', '.join(f'{name}()' for name in known)}")
+    return found
 
 
 def _nested(name: str) -> tuple[str, str | None]:

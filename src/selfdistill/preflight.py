@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from selfdistill.checkpoint import random_state, restore_random_state
-from selfdistill.contexts import student_messages
+from selfdistill.contexts import answered
+from selfdistill.conversations import Full
 from selfdistill.divergences import ForwardKL
 from selfdistill.method import Method
 from selfdistill.models import Policy
@@ -81,13 +82,20 @@ def _tokens(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
 def prove_alignment(trainer: Trainer) -> dict[str, float]:
     """`check_alignment` on real rollouts of the first problems, which must also fit the micro-batch budget; the random state is as before it."""
     state, sampling = random_state(), trainer.settings.sampling
-    groups = trainer.sampler.sample(asked(trainer.method.source, trainer.stream.problems[:2]), min(2, sampling.num_generations))
-    trainer.grade(groups)
-    trainer.annotate(groups)
+    groups = first_rollouts(trainer, problems=2, n=min(2, sampling.num_generations))
     found = check_alignment(trainer.policy, trainer.method, groups)
     pack(training_samples(groups, trainer.method, encode=trainer.policy.chat.encode), trainer.settings.tokens_per_batch)
     restore_random_state(state)
     return found
+
+
+def first_rollouts(trainer: Trainer, *, problems: int, n: int) -> list[Group]:
+    """Graded and annotated completions of the first problems, told as the method's source tells them; no problem is drawn for it."""
+    converse = getattr(trainer.method.source, "conversation", Full())
+    groups = converse(trainer.sampler, asked(trainer.method.source, trainer.stream.problems[:problems]), n)
+    trainer.grade(groups)
+    trainer.annotate(groups)
+    return groups
 
 
 def check_alignment(policy: Policy, method: Method, groups: Sequence[Group]) -> dict[str, float]:
@@ -125,12 +133,13 @@ def _check_headers(policy: Policy, shown: Preview) -> None:
 
 
 def _check_student_prompt(policy: Policy, group: Group) -> None:
-    rendered = [policy.chat.encode(student_messages(group.problem), thinking) for thinking in (None, True, False)]
-    if group.rollouts and group.rollouts[0].prompt_ids not in rendered:
-        raise ValueError(
-            f"problem {group.problem.id or group.problem.prompt!r}: the sampled prompt is not what the chat template renders for training; "
-            f"rollouts and training must come from the same tokenizer"
-        )
+    for rollout in (turn for last in group.rollouts for turn in (*last.earlier, last)):
+        messages = answered(rollout, group.problem)
+        if rollout.prompt_ids not in [policy.chat.encode(messages, thinking) for thinking in (None, True, False)]:
+            raise ValueError(
+                f"problem {group.problem.id or group.problem.prompt!r}: the sampled prompt is not what the chat template renders for training; "
+                f"rollouts and training must come from the same tokenizer"
+            )
 
 
 def _own_divergence(policy: Policy, method: Method, groups: Sequence[Group]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from selfdistill.atomic import write_whole
-from selfdistill.contexts import student_messages
+from selfdistill.contexts import answered
 from selfdistill.types import Group, TrainingSample
 
 ROLLOUT_SCHEMA = 1
@@ -51,10 +51,10 @@ class RunLog:
                 contexts.setdefault(id(sample.rollout), []).append(views)
         lines = []
         for group in groups:
-            shared = {"problem_id": group.problem.id, "prompt": list(student_messages(group.problem)), "answer": group.problem.answer}
+            shared = {"schema": ROLLOUT_SCHEMA, "step": step, "problem_id": group.problem.id, "answer": group.problem.answer}
             for rollout in group.rollouts:
-                row = {"schema": ROLLOUT_SCHEMA, "step": step} | shared | asdict(rollout) | {"contexts": contexts.get(id(rollout), [])}
-                lines.append(json.dumps(row, default=str) + "\n")
+                read = {"prompt": list(answered(rollout, group.problem)), "contexts": contexts.get(id(rollout), [])}
+                lines.append(json.dumps(shared | asdict(rollout) | read, default=str) + "\n")
         write_whole(self.run / "rollouts" / f"step_{step:06d}.jsonl", "".join(lines))
 
     def close(self) -> None:

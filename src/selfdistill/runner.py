@@ -122,7 +122,8 @@ def _measure(parts: Assembled, problems: Sequence[Problem], path: Path, console:
     with console.bar(f"evaluating {what}", len(problems) * settings.eval.num_samples) as advance:
         sampler = make_eval_sampler(parts.policy, settings, on_progress=advance)
         checkpoint.seed_all(settings.seed)
-        result = evaluate(sampler, parts.task, problems, num_samples=settings.eval.num_samples, reward=parts.reward)
+        k, converse = settings.eval.num_samples, parts.conversation
+        result = evaluate(sampler, parts.task, problems, num_samples=k, reward=parts.reward, conversation=converse)
     checkpoint.restore_random_state(state)
     write_whole(path, json.dumps(result.to_json() | about | {"seconds": time.perf_counter() - start}) + "\n")
     return result

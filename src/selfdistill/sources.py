@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from selfdistill.contexts import words
+from selfdistill.conversations import Conversation, RawSharded
 from selfdistill.rubrics import parse_rubric
 from selfdistill.sampling import Sampler
 from selfdistill.types import Group, Problem
@@ -47,6 +48,27 @@ class OnPolicy:
         for rollout in (r for g in groups for r in g.rollouts if self.skip_first):
             rollout.trained = tuple(range(self.skip_first, len(rollout.completion_ids)))
         return groups
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """n conversations about every problem, played out with the student itself; their last replies are what is trained (CCOPD).
+
+    Raises ValueError where a problem has no column `shards` and the conversation needs it.
+    """
+
+    conversation: Conversation = RawSharded()
+
+    def __call__(
+        self,
+        sampler: Sampler,
+        problems: Sequence[Problem],
+        n: int,
+        *,
+        grade: Callable[[list[Group]], None],
+        draw: Callable[[int], Sequence[Problem]],
+    ) -> list[Group]:
+        return self.conversation(sampler, problems, n)
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,18 @@ class Rollout:
     text: str
     """The completion decoded without special tokens: what is graded, shown to peers and stored."""
     truncated: bool = False
-    """The completion ended at `max_completion_length`, not at an end-of-sequence token."""
+    """The completion ended at `max_completion_length`, not at an end-of-sequence token, or its conversation left no room for one."""
     temperature: float = 1.0
     policy_version: int = 0
     """Number of training steps taken by the weights that wrote it."""
     index: int = 0
     """Place in its group."""
+    prompt: tuple[Message, ...] | None = None
+    """The chat it answered, the answer-format instruction included; None: its problem's own."""
     trajectory: str = ""
-    """Rows of one multi-turn conversation share it."""
+    """Rows of one multi-turn conversation share it, and no others of the step."""
+    earlier: tuple["Rollout", ...] = ()
+    """The student's replies to the turns before; neither trained nor graded, and in no group or count."""
     trained: tuple[int, ...] | None = None
     """Completion positions that are trained; None: all."""
     reward: float | None = None

@@ -7,7 +7,10 @@ from typing import Any
 
 import datasets
 import pytest
+from tiny_models import tiny_policy
 
+from selfdistill.conversations import RawSharded
+from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks.files import Dataset
 
 ROWS = [{"prompt": f"What is {i} + 1?", "answer": str(i + 1), "solution": f"One more than {i}.", "level": i % 3} for i in range(40)]
@@ -39,6 +42,15 @@ def test_every_format_gives_the_same_problems(tmp_path: Path, suffix: str) -> No
     seven = next(p for p in problems if p.prompt == "What is 7 + 1?")
     assert (seven.answer, seven.solution, seven.columns["level"]) == ("8", "One more than 7.", 1)
     assert "\\boxed{}" in seven.instruction
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_a_list_of_shards_reaches_the_conversation(tmp_path: Path, suffix: str) -> None:
+    turns = ["Ann has 3 apples.", "Bob gives her 2.", "How many has she?"]
+    task = Dataset(path=write(tmp_path, suffix, [{"prompt": " ".join(turns), "answer": "5", "shards": turns}]), test_share=0.0, instruction="Box it.")
+    sampler = TransformersSampler(policy=tiny_policy(), max_completion_length=4)
+    (rollout,) = RawSharded()(sampler, task.problems("train"), 1)[0].rollouts
+    assert [m["content"] for m in rollout.prompt if m["role"] == "user"] == [*turns[:2], "How many has she?\n\nBox it."]
 
 
 def test_a_folder_is_read_like_a_hub_dataset_with_its_splits(tmp_path: Path) -> None:

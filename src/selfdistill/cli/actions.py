@@ -67,11 +67,14 @@ def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], out
     from selfdistill.api import load_settings_policy, make_eval_sampler, worded
     from selfdistill.checkpoint import seed_all
     from selfdistill.console import Console as Progress
+    from selfdistill.conversations import Full
     from selfdistill.evaluate import evaluate
     from selfdistill.imports import load_object
+    from selfdistill.method_names import build_conversation
     from selfdistill.tasks.loading import load_task
 
     settings, folder = _settings_of(model, recipe, overrides)
+    conversation = build_conversation(settings.eval.conversation)
     policy = load_settings_policy(settings, folder)
     task = load_task(settings.task)
     problems = list(worded(task, "test", settings))[: settings.eval.num_problems]
@@ -81,9 +84,11 @@ def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], out
     k = settings.eval.num_samples
     seed_all(settings.seed)
     with Progress().bar("evaluating", len(problems) * k) as advance:
-        result = evaluate(make_eval_sampler(policy, settings, on_progress=advance), task, problems, num_samples=k, reward=reward)
+        sampler = make_eval_sampler(policy, settings, on_progress=advance)
+        result = evaluate(sampler, task, problems, num_samples=k, reward=reward, conversation=conversation)
     low, high = result.ci95
-    out.print(f"{model} on {len(problems)} problems of {settings.task.name}, {k} samples at temperature {settings.eval.temperature}")
+    told = f", told as {settings.eval.conversation}" if conversation != Full() else ""
+    out.print(f"{model} on {len(problems)} problems of {settings.task.name}, {k} samples at temperature {settings.eval.temperature}{escape(told)}")
     out.print(f"avg@{k} {result.avg_at_k:.4f} [{low:.4f}, {high:.4f}]  pass@{k} {result.pass_at_k:.4f}  maj@{k} {result.maj_at_k:.4f}")
     out.print(f"truncated {result.truncated:.4f}  mean length {result.mean_length:.1f} tokens")
     if output:
@@ -93,13 +98,10 @@ def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], out
 def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:
     """Both prompts of real problems and the alignment proof. Raises ValueError where training would be stopped."""
     from selfdistill.api import assemble
-    from selfdistill.preflight import check_alignment, preview
-    from selfdistill.sources import asked
+    from selfdistill.preflight import check_alignment, first_rollouts, preview
 
     parts = assemble(load_settings(recipe, overrides))
-    groups = parts.sampler.sample(asked(parts.method.source, parts.trainer.stream.problems[:problems]), max(2, min(4, parts.settings.sampling.num_generations)))
-    parts.trainer.grade(groups)
-    parts.trainer.annotate(groups)
+    groups = first_rollouts(parts.trainer, problems=problems, n=max(2, min(4, parts.settings.sampling.num_generations)))
     for shown in preview(parts.policy, parts.method, groups):
         for prompt in (shown.student, *shown.teachers):
             out.rule(f"{prompt.role}, read by the {prompt.weights}'s weights, {len(prompt.ids)} tokens")

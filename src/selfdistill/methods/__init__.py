@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from selfdistill.method import Method
 from selfdistill.methods.ablations import constant_weight, no_clip, other_direction, other_weights
+from selfdistill.methods.ccopd import ccopd
 from selfdistill.methods.controls import null_context, shuffled_context, shuffled_peers
 from selfdistill.methods.eopd import entropy_opd, eopd
 from selfdistill.methods.gkd import gkd
@@ -40,6 +41,7 @@ METHODS: tuple[Callable[..., Method], ...] = (
     purified_opsd,
     rcsd_writer,
     rcsd,
+    ccopd,
 )
 """What stands alone; each is found by its function's name."""
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from selfdistill.contexts import FromAnotherProblem, NoTeacher, SamePrompt
+from selfdistill.contexts import FromAnotherProblem, FullPrompt, NoTeacher, SamePrompt
 from selfdistill.feedback import LendGroups
 from selfdistill.method import Method
 from selfdistill.null_contexts import Blank, Scrambled, Wrong
@@ -24,7 +24,7 @@ def null_context(method: Method, *, kind: Literal["empty", "shuffled", "wrong", 
 
     Raises ValueError for a method whose teacher reads only what the student does.
     """
-    if not method.reads_teacher or isinstance(method.context, NoTeacher | SamePrompt):
+    if not method.reads_teacher or isinstance(method.context, NoTeacher | SamePrompt | FullPrompt):
         raise ValueError("this method's teacher reads nothing beyond the student's prompt, so no null context changes it")
     parts = {"empty": Blank, "shuffled": FromAnotherProblem, "wrong": Wrong, "random": Scrambled}
     lenders = () if kind == "empty" else (LendGroups(),)

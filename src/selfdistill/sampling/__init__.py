@@ -17,6 +17,10 @@ class Sampler(Protocol):
         """n completions of every problem, with the log-probs of their tokens before top-p and top-k."""
         ...
 
+    def has_room(self, problem: Problem) -> bool:
+        """Whether a problem's prompt leaves room for a completion; where it does not, `sample` raises."""
+        ...
+
     def write(self, problem: Problem, text: str) -> Rollout:
         """A given text as if it had been sampled; its log-probs are 0."""
         ...

@@ -53,6 +53,10 @@ class TransformersSampler:
                 self.on_progress(len(rollouts), len(asked))
         return [Group(problem=problem, rollouts=[rollouts[p, i] for i in range(n)]) for p, problem in enumerate(problems)]
 
+    def has_room(self, problem: Problem) -> bool:
+        """Whether the prompt is within its limit and leaves the completion's length free in the model's positions."""
+        return self._too_long(self._encoded(problem), problem) is None
+
     def check_lengths(self, problems: Sequence[Problem]) -> None:
         """Raises the ValueError that sampling any of them would: the longest by their letters are rendered."""
         for problem in nlargest(LONGEST, problems, key=lambda p: len(str(p.prompt))):
@@ -84,19 +88,26 @@ class TransformersSampler:
         )
 
     def _prompt(self, problem: Problem) -> list[int]:
-        ids = self.policy.chat.encode(student_messages(problem), self.thinking)
+        ids = self._encoded(problem)
+        if reason := self._too_long(ids, problem):
+            raise ValueError(reason)
+        return ids
+
+    def _encoded(self, problem: Problem) -> list[int]:
+        return self.policy.chat.encode(student_messages(problem), self.thinking)
+
+    def _too_long(self, ids: list[int], problem: Problem) -> str | None:
+        """The sentence that refuses a prompt; None where there is room."""
         name = problem.id or str(problem.prompt)[:40]
         if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
-            raise ValueError(
-                f"the prompt of {name!r} has {len(ids)} tokens, above sampling.max_prompt_length = {self.max_prompt_length}; raise it or filter the data"
-            )
+            return f"the prompt of {name!r} has {len(ids)} tokens, above sampling.max_prompt_length = {self.max_prompt_length}; raise it or filter the data"
         limit = self.policy.max_length
         if limit is not None and len(ids) + self.max_completion_length > limit:
-            raise ValueError(
+            return (
                 f"the prompt of {name!r} has {len(ids)} tokens and sampling.max_completion_length is {self.max_completion_length}, together above "
                 f"the model's {limit} positions; lower max_completion_length or filter the data"
             )
-        return ids
+        return None
 
     def _generate(self, prompts: Sequence[list[int]]) -> list[tuple[list[int], list[float], bool]]:
         """(completion ids, their log-probs, truncated) a prompt, from one batch."""

@@ -14,8 +14,10 @@ def test_every_kind_has_english_words_that_show_all_it_is_given() -> None:
 
 
 def test_every_kind_closes_with_the_answer_format_on_both_sides() -> None:
+    """Those that ask for something else than an answer leave it out."""
     for kind, text in ENGLISH.items():
-        assert text.rstrip().endswith("{instruction}"), kind
+        assert text.rstrip().endswith("{instruction}") == ("request" not in kind), kind
+        assert text.count("{instruction}") == ("request" not in kind), kind
 
 
 def test_the_question_opens_every_teacher_prompt_but_that_of_the_reference() -> None:

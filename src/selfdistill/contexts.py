@@ -26,10 +26,10 @@ class TextSource(Protocol):
 
 def student_messages(problem: Problem) -> tuple[Message, ...]:
     """The chat the student answers: the prompt, closed by the answer-format instruction."""
-    return _worded(problem, "student", {})
+    return worded(problem, "student", {})
 
 
-def _worded(problem: Problem, kind: str, fields: Mapping[str, str]) -> tuple[Message, ...]:
+def worded(problem: Problem, kind: str, fields: Mapping[str, str]) -> tuple[Message, ...]:
     """The problem's chat with its last user turn put into the words of `kind`."""
     messages = ({"role": "user", "content": problem.prompt},) if isinstance(problem.prompt, str) else tuple(problem.prompt)
     template = problem.templates.get(kind) or ENGLISH[kind]
@@ -115,6 +115,16 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Critique:
+    """The critique that the stage `WriteCritiques` wrote of this very rollout."""
+
+    kind: ClassVar[str] = "critique"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        return {"critique": rollout.feedback["critique"]} if rollout.feedback.get("critique") else None
+
+
+@dataclass(frozen=True)
 class NoTeacher:
     """No rollout is taught."""
 
@@ -145,7 +155,7 @@ class Privileged:
             return []
         for source in self.sources:
             if (fields := source(rollout, group)) is not None:
-                messages = _worded(group.problem, source.kind, fields)
+                messages = worded(group.problem, source.kind, fields)
                 return [Teaching(views={"teacher": View(messages=messages, thinking=self.thinking)})]
         return []
 
@@ -170,10 +180,10 @@ class ThreeViews:
         problem, fields = group.problem, Solution()(rollout, group)
         if fields is None:
             return []
-        system = tuple(m for m in _worded(problem, "student", {}) if m["role"] == "system")
-        alone = (*system, _worded(problem, "reference", fields)[-1])
+        system = tuple(m for m in worded(problem, "student", {}) if m["role"] == "system")
+        alone = (*system, worded(problem, "reference", fields)[-1])
         views = {
-            "teacher": View(messages=_worded(problem, "solution", fields), thinking=self.thinking),
+            "teacher": View(messages=worded(problem, "solution", fields), thinking=self.thinking),
             "reference": View(messages=alone, thinking=self.thinking),
             "base": student_view(rollout, problem),
         }

@@ -6,15 +6,35 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights
+from selfdistill import (
+    advantages,
+    contexts,
+    critics,
+    divergences,
+    judges,
+    peers,
+    policy_losses,
+    reductions,
+    sources,
+    steps,
+    targets,
+    teachers,
+    token_weights,
+    writers,
+)
 from selfdistill.brackets import unclosed
 from selfdistill.imports import load_object, nearest
 from selfdistill.method import Method
 from selfdistill.methods import METHODS, WRAPPERS
 
+KINDS = (
+    *(advantages, contexts, critics, divergences, judges, peers, policy_losses, reductions),
+    *(sources, steps, targets, teachers, token_weights, writers),
+)
+"""The modules whose parts a setting may name."""
 PARTS: Mapping[str, type] = {
     name: value
-    for module in (advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights)
+    for module in KINDS
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
 }

@@ -20,6 +20,8 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "rubric": frozenset({"rubric"}),
     "skill": frozenset({"skill", "mistake"}),
     "critique": frozenset({"critique"}),
+    "critique_request": frozenset({"truth", "attempt"}),
+    "judge_request": frozenset({"truth", "attempt"}),
 }
 """What each kind is given besides {problem} and {instruction}."""
 

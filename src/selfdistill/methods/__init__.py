@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from selfdistill.method import Method
 from selfdistill.methods.controls import shuffled_context, shuffled_peers
+from selfdistill.methods.exprl import exprl, exprl_process
 from selfdistill.methods.grpo import dapo, dr_grpo, grpo, gspo
 from selfdistill.methods.grpo_plus import grpo_plus
 from selfdistill.methods.hsd import hsd
@@ -14,6 +15,7 @@ from selfdistill.methods.pw_opsd import pw_opsd
 from selfdistill.methods.sdft import sdft
 from selfdistill.methods.sdpo import sdpo, sdpo_trust_region
 from selfdistill.methods.sft import sft
+from selfdistill.methods.step_critique import step_critique
 
 METHODS: tuple[Callable[..., Method], ...] = (
     sft,
@@ -29,6 +31,9 @@ METHODS: tuple[Callable[..., Method], ...] = (
     hsd,
     pw_opsd,
     purified_opsd,
+    step_critique,
+    exprl,
+    exprl_process,
 )
 """What stands alone; each is found by its function's name."""
 

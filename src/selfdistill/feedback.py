@@ -3,6 +3,7 @@
 Statistics over a whole step belong here, so that later stages see one rollout at a time.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -12,6 +13,8 @@ from selfdistill.judges import Attempt, Judge
 from selfdistill.steps import OpenedBy, Splitter, step_of_token
 from selfdistill.tools import Tools
 from selfdistill.types import Group, Rollout
+
+log = logging.getLogger(__name__)
 
 Feedback = Callable[[list[Group], Tools], None]
 """(groups, tools) -> None; the tools serve stages that let a model write or read, or that remember."""
@@ -96,6 +99,8 @@ class JudgeSteps:
                 prefixes = list(accumulate(pieces))
                 judged.append((rollout, pieces, slice(len(attempts), len(attempts) + len(pieces))))
                 attempts += [Attempt(rollout=rollout, group=group, text=p, ends=p is prefixes[-1]) for p in prefixes]
+        if not judged:
+            log.warning("no rollout ends by itself and has two steps, so none has credit; %s splits them: see the method's argument `steps`", self.steps)
         scores = self.judge(attempts, tools)
         for rollout, pieces, at in judged:
             self._annotate(rollout, pieces, scores[at], tools)

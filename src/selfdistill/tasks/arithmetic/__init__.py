@@ -118,9 +118,9 @@ class Arithmetic:
         program = parse_question(problem.prompt)
         steps = {step.name: step for step in program}
         kept = [v.line.step.name for v in verdicts[:wrong] if v.line and not v.mended]
-        mended = verdicts[wrong].line
-        # the wrong step comes next where it is a step whose operands are known by then
-        order = [steps[n] for n in kept] + ([steps[mended.step.name]] if mended and self._ready(steps, kept, mended.step.name) else [])
+        name = verdicts[wrong].text.removeprefix("oops ").partition(" ")[0]
+        # the wrong or unfinished step comes next where it is a step whose operands are known by then
+        order = [steps[n] for n in kept] + ([steps[name]] if self._ready(steps, kept, name) else [])
         rest = [step for step in random_order(program, random.Random(completion)) if step not in order]
         lines = work([*order, *rest], modulus=self.modulus)
         copied = "".join(f"{part};" for part in completion.split(";")[:wrong])

@@ -11,6 +11,7 @@ from stepping import NAMES, batch_of, method_named, prepared, signals_of
 from tiny_models import tiny_groups, tiny_policy
 
 from selfdistill import divergences, targets, token_weights
+from selfdistill.advantages import Annotated, BlendedCredit, GroupRelative, OutcomeCredit, TeacherCredit
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TopK, TopKTail, Welsch
 from selfdistill.heads import Head
 from selfdistill.method_names import PARTS, build_method
@@ -57,6 +58,7 @@ DIVERGENCES = [
 ]  # fmt: skip
 TARGETS = [TeacherDistribution(), PMI(), PMI(clip=2.0, beta=2.0), TrustRegion(0.3), Sharpened()]
 WEIGHTS = [Uniform(), Uniform(0.771), PositionSigmoid(), ImportanceCap(2.0), Product((PositionSigmoid(), Uniform(0.5))), LaterHalf()]
+CREDITS = [OutcomeCredit(), TeacherCredit(), BlendedCredit(0.3), Annotated("delta")]
 POLICY_LOSSES = [ClippedRatio(), ClippedRatio(clip_high=0.28), SequenceRatio(), SequenceRatio(0.2, 0.2)]
 
 
@@ -65,8 +67,9 @@ def logps(*, seed: int = 0) -> torch.Tensor:
 
 
 def test_every_registered_part_of_these_kinds_is_tested_here():
-    tested = {type(part) for part in (*DIVERGENCES, *TARGETS, *WEIGHTS, *POLICY_LOSSES)}
-    registered = {part for part in PARTS.values() if part.__module__.split(".")[-1] in ("divergences", "targets", "token_weights", "policy_losses")}
+    tested = {type(part) for part in (*DIVERGENCES, *TARGETS, *WEIGHTS, *POLICY_LOSSES, *CREDITS)}
+    kinds = ("divergences", "targets", "token_weights", "policy_losses", "advantages")
+    registered = {part for part in PARTS.values() if part.__module__.split(".")[-1] in kinds} - {GroupRelative}
     assert registered == tested - {SquaredHellinger, Sharpened, LaterHalf}
     for module in (divergences, targets, token_weights):
         own = {v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__}
@@ -125,6 +128,24 @@ def test_token_weight_never_crosses_samples(weight):
     for sample in range(3):
         mine = signals.batch.sample == sample
         assert torch.equal(weight(perturbed_elsewhere(signals, sample))[mine], weights[mine])
+
+
+@pytest.mark.parametrize("credit", CREDITS, ids=str)
+def test_credit_never_crosses_samples(credit):
+    batch = replace(batch_of((5, 1, 8), rewards=[1.0, 0.5, -1.0]), annotations={"delta": torch.linspace(-1, 1, 14)})
+    signals = signals_of(batch)
+    value = credit(signals)
+    assert value.unique().numel() > 1
+    for sample in range(3):
+        mine = batch.sample == sample
+        other = perturbed_elsewhere(signals, sample)
+        elsewhere = torch.arange(3) != sample
+        changed = replace(
+            other.batch,
+            advantage=torch.where(elsewhere, batch.advantage + 3, batch.advantage),
+            annotations={"delta": torch.where(mine, batch.annotations["delta"], 9.0)},
+        )
+        assert torch.equal(credit(replace(other, batch=changed))[mine], value[mine])
 
 
 @pytest.mark.parametrize("loss", POLICY_LOSSES, ids=str)

@@ -12,6 +12,7 @@ from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
 from selfdistill.methods import grpo_plus, hsd
+from selfdistill.policy_losses import ClippedRatio
 from selfdistill.teachers import EMA, External, Live
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,14 @@ def test_recipes_hold_the_papers_settings():
     assert (published.optimizer.lr, published.prompts_per_step, published.sampling.num_generations, published.steps) == (1e-6, 128, 8, 1500)
     assert (published.sampling.top_p, published.sampling.max_completion_length, published.optimizer.betas) == (0.95, 4096, (0.9, 0.95))
     assert published.model.lora is None and method_of(published) == hsd() and isinstance(method_of(published).teacher, Live)
+    critique, outcome, process = (load_settings(name) for name in ("step_critique", "exprl", "exprl_process"))
+    assert (critique.optimizer.lr, critique.prompts_per_step, critique.sampling.max_completion_length, critique.sampling.temperature) == (5e-6, 32, 2048, 1.1)
+    assert (critique.model.lora.r, critique.model.lora.alpha, critique.sampling.thinking, method_of(critique).context.thinking) == (64, 128, False, True)
+    for exprl, n, high in ((outcome, 10, 0.28), (process, 16, 0.26)):
+        assert (exprl.optimizer.lr, exprl.prompts_per_step, exprl.sampling.num_generations) == (1e-6, 36, n)
+        assert (exprl.sampling.temperature, exprl.sampling.max_completion_length) == (0.8, 16384)
+        assert (method_of(exprl).policy_loss, method_of(exprl).reference_coef) == (ClippedRatio(0.2, high), 0.001)
+    assert method_of(process).feedback[0].steps.marker in process.task.arguments["instruction"]
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
 
 

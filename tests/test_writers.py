@@ -1,5 +1,6 @@
 """Who writes: the student under its own words, and a model behind a URL, by the real client against a real server."""
 
+import json
 import socket
 import sys
 from dataclasses import replace
@@ -9,7 +10,11 @@ from serving import serving
 from stepping import tools_of
 from tiny_models import full_logp, tiny_policy
 
+from selfdistill.cli import main
+from selfdistill.critics import TAG
 from selfdistill.method import Method
+from selfdistill.tasks.arithmetic import Arithmetic
+from selfdistill.types import Problem
 from selfdistill.writers import Endpoint, Student, reply
 
 CHATS = [({"role": "user", "content": f"w{i} w{i + 1}"},) for i in range(5)]
@@ -129,3 +134,37 @@ def test_a_missing_client_and_a_wrong_knob_are_one_sentence(tools, monkeypatch):
 def test_an_endpoint_prints_and_compares_without_a_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
     assert "sk-mine" not in repr(Endpoint("http://x/v1", "m")) and Endpoint("http://x/v1", "m") == Endpoint("http://x/v1", "m")
+
+
+TRAIN = ["train", "quickstart", "--steps", "1", "--prompts_per_step", "2", "--sampling.num_generations", "2", "--eval.at_end", "false", "--eval.every", "0"]
+
+
+def checker(text: str) -> str:
+    """The testbed's own checker behind a URL: reads what a critic is shown."""
+    question, shown = text.split(" solution ", 1)
+    attempt = TAG.sub("", shown.split(" check ", 1)[1].removesuffix(" end review"))
+    return Arithmetic().critique(Problem(prompt=question), attempt.replace("\n", " ").strip())
+
+
+def test_a_run_whose_critic_is_behind_a_url(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    run = tmp_path / "run"
+    with serving(checker) as server:
+        critic = f"ModelCritic(Endpoint('{server.url}', 'checker'), steps=ClosedBy(';'))"
+        main([*TRAIN, "--method", "step_critique", "--method.critic", critic, "--output_dir", str(run)])
+    assert len(server.asked) == 8, "four rollouts before the run begins, to prove alignment, and four of its step"
+    task, rows = Arithmetic(), [json.loads(line) for line in (run / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
+    problems = {p.id: p for p in task.problems("train")}
+    shown = [(row["feedback"]["critique"], task.critique(problems[row["problem_id"]], row["text"])) for row in rows]
+    assert len(shown) == 4 and all(found == exact for found, exact in shown)
+    written = "".join(path.read_text() for path in run.rglob("*") if path.suffix in (".json", ".jsonl", ".md"))
+    assert "checker" in written and "sk-mine" not in written + "".join(capsys.readouterr())
+
+
+def test_a_run_whose_critic_is_down_stops_before_it_writes_anything(tmp_path, capsys):
+    critic = "ModelCritic(Endpoint('http://127.0.0.1:9/v1', 'checker', retries=0))"
+    with pytest.raises(SystemExit) as left:
+        main([*TRAIN, "--method", "step_critique", "--method.critic", critic, "--output_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert left.value.code == 2 and said.startswith("selfdistill: the model 'checker' at http://127.0.0.1:9/v1 wrote nothing: it cannot be reached")
+    assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from scene import Scene, advantages, kl, policy_term
+from scene import Scene, advantages, kl, policy_term, with_proximal
 from stepping import JUDGED, prepared, tools_of
 from tiny_models import tiny_policy
 from torch import Tensor
@@ -66,6 +66,23 @@ def test_process_equation():
             total = total + 0.3 * near_start(scene, rollout, t) - policy_term(logp[t, y], rollout.behavior_logp[t], credit, high=0.26)
         per_rollout.append(total / length)
     scene.check(torch.stack(per_rollout).mean())
+
+
+@pytest.mark.parametrize("make, high", [(exprl, 0.28), (exprl_process, 0.26)])
+def test_later_updates_clip_against_the_first(make, high):
+    scene = Scene(make(**JUDGED[make.__name__], reference_coef=0.0))
+    prepared(scene.method, scene.groups, scene.policy)
+    proximal = {tuple(r.completion_ids): [float(x) - 0.4 * (-1) ** t for t, x in enumerate(r.behavior_logp)] for r, _ in scene.rollouts()}
+    per_rollout = []
+    for group in scene.groups:
+        for rollout, advantage in zip(group.rollouts, advantages(group), strict=True):
+            length, logp, old = len(rollout.completion_ids), scene.student(rollout), proximal[tuple(rollout.completion_ids)]
+            credits = [advantage] * length if make is exprl else rollout.annotations["step_delta"]
+            mine = [policy_term(logp[t, y], rollout.behavior_logp[t], credits[t], high=high, proximal=old[t]) for t, y in enumerate(rollout.completion_ids)]
+            per_rollout.append(-torch.stack(mine).mean())
+    (batch,) = scene.batches()
+    sums = scene.check(torch.stack(per_rollout).mean(), [with_proximal(batch, proximal)])
+    assert sums["clipped"] > 0
 
 
 def annotated(method, *, scores=None, truncated=()) -> Scene:

@@ -1,5 +1,7 @@
 """ExpRL (2606.17024): a judge that sees the reference rewards what the policy, which never sees it, has written."""
 
+from dataclasses import replace
+
 from selfdistill.advantages import Annotated
 from selfdistill.feedback import JudgeOutcome, JudgeSteps
 from selfdistill.judges import Judge, ModelJudge
@@ -31,6 +33,5 @@ def exprl_process(*, judge: Judge = ModelJudge(), steps: Splitter = OpenedBy("##
     A = 0 on a rollout of one step or cut at the length limit. [open] s_t is the judge's score of steps 1..t (the released prompt grades single
     steps); mean over each rollout.
     """
-    feedback, clip = JudgeSteps(judge, steps), ClippedRatio(clip_high=0.26)
-    coefficients = {"distill_coef": 0.0, "policy_coef": 1.0, "reference_coef": reference_coef}
-    return Method(feedback=(feedback,), credit=Annotated(feedback.name), policy_loss=clip, reduction=SequenceMean(), **coefficients)
+    stage, base = JudgeSteps(judge, steps), exprl(reference_coef=reference_coef)
+    return replace(base, feedback=(stage,), credit=Annotated(stage.name), policy_loss=ClippedRatio(clip_high=0.26))

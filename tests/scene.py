@@ -1,6 +1,7 @@
 """What a paper's equation is written over: a student, the weights it left, rollouts, and every distribution from one sequence at a time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,3 +93,9 @@ def policy_term(logp: Tensor, behavior: float, advantage: float, *, low: float =
     proximal = float(logp.detach()) if proximal is None else proximal
     ratio = (logp - proximal).exp()
     return min(math.exp(proximal - behavior), 2.0) * torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def with_proximal(batch: Batch, proximal: dict[tuple[int, ...], list[float]]) -> Batch:
+    """The batch of a later update: by completion, the trainer's log-probs from before the first one."""
+    texts = [tuple(batch.token[batch.sample == s].tolist()) for s in range(len(batch.length))]
+    return replace(batch, proximal_logp=torch.tensor([x for ids in texts for x in proximal[ids]]))

@@ -1,12 +1,14 @@
 """A whole step without an optimizer, and hand-made token signals: what comparisons of losses and gradients are made of."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from selfdistill.heads import Head
+from selfdistill.judges import StepJudge
 from selfdistill.loss import objective
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
@@ -17,6 +19,7 @@ from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.scoring import Reading, score
+from selfdistill.steps import ClosedBy
 from selfdistill.teachers import External, Frozen
 from selfdistill.tools import Tools
 from selfdistill.types import Batch, Group, Packed, Problem, Rollout, TokenSignals, TrainingSample, View
@@ -26,9 +29,42 @@ NAMES = [f.__name__ for f in METHODS] + CONTROLLED
 NAMES += [f"{w.__name__}({inner})" for w in WRAPPERS if w not in CONTROLS for inner in ("hsd", "opsd", "purified_opsd")]
 
 
+# a random model's judgements hold no score, so rollouts of theirs would be left out of the loss
+JUDGED = {"exprl": {"judge": StepJudge()}, "exprl_process": {"judge": StepJudge(), "steps": ClosedBy(" ")}}
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a checker says of a word."""
+
+    text: str
+    wrong: bool
+
+
+class Words:
+    """A task whose steps are words: those with an even number hold."""
+
+    def problems(self, split):
+        return []
+
+    def verify(self, problem, completion):
+        return float(completion.endswith(problem.answer))
+
+    def critique(self, problem, completion):
+        held = list(takewhile(_holds, completion.split()))
+        return completion if held == completion.split() else " ".join([*held, problem.answer])
+
+    def judge(self, problem, completion):
+        return [Spoken(word, not _holds(word)) for word in completion.split()]
+
+
+def _holds(word: str) -> bool:
+    return int(word[1:]) % 2 == 0
+
+
 def method_named(name: str) -> Method:
-    """A method whose teacher needs no second checkpoint."""
-    method = build_method(name, {}, max_completion_length=16)
+    """A method that needs no second checkpoint, and no writer that makes sense."""
+    method = build_method(name, JUDGED.get(name, {}), max_completion_length=16)
     return replace(method, teacher=Frozen()) if isinstance(method.teacher, External) else method
 
 
@@ -43,7 +79,7 @@ def prepared(method: Method, groups: list[Group], policy: Policy) -> list[Group]
 def tools_of(policy: Policy, method: Method, *, problems: Sequence[Problem] = ()) -> Tools:
     """What a run would hand the method's feedback stages; every rollout it grades is right."""
     sampler = TransformersSampler(policy=policy, max_completion_length=16)
-    return Tools(sampler=sampler, policy=policy, readers=start_readers(method, policy), grade=_all_right, problems=problems, memory={})
+    return Tools(sampler=sampler, policy=policy, readers=start_readers(method, policy), grade=_all_right, task=Words(), problems=problems, memory={})
 
 
 def _all_right(groups: list[Group]) -> None:
@@ -134,7 +170,7 @@ class ScriptedSampler:
     def write(self, problem, text):
         return self._rollout(len(text), None, 0)
 
-    def decoding(self, *, temperature, max_completion_length):
+    def decoding(self, *, temperature, max_completion_length=None, thinking=None):
         return self
 
     def sync(self, policy, version):

@@ -12,9 +12,9 @@ SOURCE = Path(selfdistill.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 PARTS = (
-    "sources", "conversations", "contexts", "null_contexts", "feedback", "peers", "rubrics", "writers", "targets", "divergences", "token_weights", "advantages",
-    "policy_losses", "reductions", "teachers",
-)  # fmt: skip
+    *("sources", "conversations", "contexts", "notes", "null_contexts", "feedback", "peers", "rubrics", "writers", "critics", "judges", "steps"),
+    *("targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions", "teachers"),
+)
 LAYERS = (
     ("types", "imports", "templates"),
     ("sampling", "tools", *PARTS),

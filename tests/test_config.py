@@ -13,6 +13,7 @@ from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_conversation, build_method
 from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd
+from selfdistill.policy_losses import ClippedRatio
 from selfdistill.rubrics import QuestionRubric
 from selfdistill.teachers import EMA, External, Frozen, Live
 from selfdistill.writers import Checkpoint, Teacher
@@ -128,6 +129,14 @@ def test_recipes_hold_the_papers_settings():
         assert (stage.model.lora.r, stage.model.lora.alpha, stage.sampling.thinking) == (64, 128, True)
     rubrics = QuestionRubric(Checkpoint(f"{writer.output_dir}/checkpoints/step_{writer.steps:06d}", max_completion_length=4096))
     assert method_of(reasoner) == rcsd(rubrics=rubrics, with_reference=True, reason_first=Teacher(max_completion_length=2048))
+    critique, outcome, process = (load_settings(name) for name in ("step_critique", "exprl", "exprl_process"))
+    assert (critique.optimizer.lr, critique.prompts_per_step, critique.sampling.max_completion_length, critique.sampling.temperature) == (5e-6, 32, 2048, 1.1)
+    assert (critique.model.lora.r, critique.model.lora.alpha, critique.sampling.thinking, method_of(critique).context.thinking) == (64, 128, False, True)
+    for exprl, n, high in ((outcome, 10, 0.28), (process, 16, 0.26)):
+        assert (exprl.optimizer.lr, exprl.prompts_per_step, exprl.sampling.num_generations) == (1e-6, 36, n)
+        assert (exprl.sampling.temperature, exprl.sampling.max_completion_length) == (0.8, 16384)
+        assert (method_of(exprl).policy_loss, method_of(exprl).reference_coef) == (ClippedRatio(0.2, high), 0.001)
+    assert method_of(process).feedback[0].steps.marker in process.task.arguments["instruction"]
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
     told = load_settings("ccopd")
     assert (told.optimizer.lr, told.model.lora.r, told.model.lora.alpha) == (3e-5, 16, 32)

@@ -12,7 +12,7 @@ from stepping import NAMES, batch_of, method_named, prepared, signals_of
 from tiny_models import tiny_groups, tiny_policy
 
 from selfdistill import advantages, divergences, targets, token_weights
-from selfdistill.advantages import BlendedCredit, Credit, GroupRelative, OutcomeCredit, ReweightedCredit, TeacherCredit
+from selfdistill.advantages import Annotated, BlendedCredit, Credit, GroupRelative, OutcomeCredit, ReweightedCredit, TeacherCredit
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TeacherTopK, TopK, TopKTail, Welsch
 from selfdistill.heads import Head
 from selfdistill.method_names import PARTS, build_method
@@ -80,7 +80,7 @@ WEIGHTS = [
     LaterHalf(),
 ]
 ADVANTAGES = [GroupRelative(), GroupRelative(normalize=False)]
-CREDITS = [OutcomeCredit(), TeacherCredit(), BlendedCredit(0.3), ReweightedCredit(0.9), WhereUnsure()]
+CREDITS = [OutcomeCredit(), TeacherCredit(), BlendedCredit(0.3), ReweightedCredit(0.9), Annotated("delta"), WhereUnsure()]
 POLICY_LOSSES = [ClippedRatio(), ClippedRatio(clip_high=0.28), SequenceRatio(), SequenceRatio(0.2, 0.2)]
 
 
@@ -139,7 +139,8 @@ def perturbed_elsewhere(signals: TokenSignals, sample: int) -> TokenSignals:
     noise = {name: torch.where(other, value + 1.7, value) for name, value in vars(signals).items() if isinstance(value, torch.Tensor)}
     behavior = torch.where(other, signals.batch.behavior_logp - 0.9, signals.batch.behavior_logp)
     advantage = torch.where(torch.arange(len(signals.batch.advantage)) != sample, signals.batch.advantage + 0.6, signals.batch.advantage)
-    return TokenSignals(batch=replace(signals.batch, behavior_logp=behavior, advantage=advantage), **noise)
+    notes = {name: torch.where(other, value + 5, value) for name, value in signals.batch.annotations.items()}
+    return TokenSignals(batch=replace(signals.batch, behavior_logp=behavior, advantage=advantage, annotations=notes), **noise)
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=str)
@@ -156,7 +157,7 @@ def test_token_weight_never_crosses_samples(weight):
 @pytest.mark.parametrize("credit", CREDITS, ids=str)
 def test_credit_never_crosses_samples_and_sends_no_gradient(credit):
     """Law 2, and what multiplies the policy gradient is a constant to it."""
-    batch = batch_of((5, 1, 8), rewards=(1.0, -0.5, 0.25))
+    batch = replace(batch_of((5, 1, 8), rewards=(1.0, -0.5, 0.25)), annotations={"delta": torch.linspace(-1, 1, 14)})
     signals = signals_of(batch, logp=-torch.rand(14).requires_grad_(), policy_logp=-torch.rand(14).requires_grad_())
     value = credit(signals)
     assert value.shape == signals.logp.shape and value.unique().numel() > 1 and not value.requires_grad

@@ -11,17 +11,21 @@ from functools import cache
 
 import pytest
 import torch
+from stepping import Spoken
 from tiny_models import TEMPLATES, WORDS, tiny_policy
 
 from selfdistill.api import assemble
 from selfdistill.config import make_settings
+from selfdistill.critics import TaskChecker
 from selfdistill.divergences import ForwardKL
+from selfdistill.judges import StepJudge
 from selfdistill.loading import save_policy
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, grpo_plus, hsd, opsd, pw_opsd, rcsd, shuffled_context
 from selfdistill.models import Policy
 from selfdistill.sources import Sharded
+from selfdistill.steps import ClosedBy
 from selfdistill.teachers import External
 from selfdistill.types import Message, Problem
 
@@ -43,6 +47,14 @@ class Lookup:
 
     def verify(self, problem, completion):
         return float(completion.split() == [*PREAMBLE.split(), problem.answer])
+
+    def critique(self, problem, completion):
+        return f"{PREAMBLE} {problem.answer}"
+
+    def judge(self, problem, completion):
+        """Two steps: what stands in every completion, and the answer."""
+        preamble, answer = completion[: len(PREAMBLE)], completion[len(PREAMBLE) :].strip()
+        return [Spoken(preamble, preamble != PREAMBLE), Spoken(answer, answer != problem.answer)]
 
 
 class ToldOverTurns(Lookup):
@@ -150,6 +162,12 @@ def learns(method: Method, *, lr: float) -> None:
 # one token's jump from 0.4 to 0.95 fills a tiny vocabulary's whole divergence, which the published entry clip of 0.05 would hide
 WIDE = ForwardKL(clip=1.0)
 NAMES = [f.__name__ for f in METHODS] + ["grpo_plus(hsd)"]
+# the model has not learned to criticise or to judge, so the table does
+EXACT = {
+    "step_critique": {"critic": TaskChecker()},
+    "exprl": {"judge": StepJudge()},
+    "exprl_process": {"judge": StepJudge(), "steps": ClosedBy(PREAMBLE)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +183,7 @@ def method_named(name: str, better: str) -> Method:
         return grpo_plus(hsd())
     if name == rcsd.__name__:
         return rcsd(clip=WIDE.clip)
-    method = build_method(name, {}, max_completion_length=5)
+    method = build_method(name, EXACT.get(name, {}), max_completion_length=5)
     method = replace(method, teacher=External(better)) if isinstance(method.teacher, External) else method
     return replace(method, divergence=WIDE) if name in (opsd.__name__, pw_opsd.__name__) else method
 

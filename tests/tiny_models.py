@@ -39,6 +39,8 @@ TEMPLATES = {
     "noted": "{problem} w42 {note}",
     "skill": "{problem} w46 {skill} w47 {mistake}",
     "critique": "{problem} w48 {critique}",
+    "critique_request": "{problem} w2 {truth} w49 {attempt} w48",
+    "judge_request": "{problem} w2 {truth} w49 {attempt}",
 }
 FAMILIES = ("qwen3", "llama", "gemma2", "cohere", "granite", "phi")
 

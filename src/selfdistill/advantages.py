@@ -32,6 +32,11 @@ class Credit(Protocol):
     reads_teacher: ClassVar[bool]
     reads_advantage: ClassVar[bool]
 
+    @property
+    def reads_annotation(self) -> str | None:
+        """The name of the numbers a feedback stage wrote a token; None: it reads none."""
+        ...
+
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]: ...
 
 
@@ -41,6 +46,7 @@ class OutcomeCredit:
 
     reads_teacher: ClassVar[bool] = False
     reads_advantage: ClassVar[bool] = True
+    reads_annotation: ClassVar[str | None] = None
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return signals.advantage
@@ -52,6 +58,7 @@ class TeacherCredit:
 
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = False
+    reads_annotation: ClassVar[str | None] = None
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return signals.log_ratio
@@ -64,6 +71,7 @@ class BlendedCredit:
     outcome_share: float
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = True
+    reads_annotation: ClassVar[str | None] = None
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return self.outcome_share * signals.advantage + (1 - self.outcome_share) * signals.log_ratio
@@ -84,3 +92,20 @@ class ReweightedCredit:
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         advantage = signals.advantage
         return advantage * (advantage.sign() * signals.log_ratio).exp().clamp(1 - self.clip, 1 + self.clip)
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A_t = the number that a feedback stage wrote for the token under this name; 0 on a rollout it wrote nothing for (ExpRL, 2606.17024)."""
+
+    name: str
+    reads_teacher: ClassVar[bool] = False
+    reads_advantage: ClassVar[bool] = False
+
+    @property
+    def reads_annotation(self) -> str:
+        return self.name
+
+    def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
+        found = signals.batch.annotations.get(self.name)
+        return torch.zeros_like(signals.logp) if found is None else found

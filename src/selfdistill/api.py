@@ -57,7 +57,8 @@ def assemble(
     check_head(policy)
     check_layout(policy)
     sampler = make_sampler(policy, settings)
-    trainer = Trainer(policy=policy, method=method, problems=problems, sampler=sampler, grade=partial(grade, task=task, reward=reward), settings=settings)
+    graded = partial(grade, task=task, reward=reward)
+    trainer = Trainer(policy=policy, method=method, problems=problems, sampler=sampler, grade=graded, task=task, settings=settings)
     return Assembled(settings=settings, policy=policy, method=method, task=task, reward=reward, conversation=conversation, trainer=trainer, sampler=sampler)
 
 

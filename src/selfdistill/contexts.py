@@ -13,8 +13,6 @@ from selfdistill.templates import ENGLISH
 from selfdistill.types import Group, Message, Problem, Rollout, Teaching, View, Weights
 
 Context = Callable[[Rollout, Group], list[Teaching]]
-NOTE = "note"
-"""The feedback under which a reader's own note on its context is kept."""
 
 
 @runtime_checkable
@@ -126,32 +124,13 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Rubric:
-    """The rubric that the stage `NoteRubrics` found for the problem (RCSD)."""
+class Critique:
+    """The critique that the stage `WriteCritiques` wrote of this very rollout."""
 
-    kind: ClassVar[str] = "rubric"
-
-    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
-        notes = group.notes.get("rubric")
-        return notes[0].fields if notes else None
-
-
-@dataclass(frozen=True)
-class RubricAndSolution:
-    """The rubric beside the reference solution, where the problem has both (RCSD, code)."""
-
-    kind: ClassVar[str] = "rubric_solution"
+    kind: ClassVar[str] = "critique"
 
     def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
-        rubric, solution = Rubric()(rollout, group), Solution()(rollout, group)
-        return {**rubric, **solution} if rubric and solution else None
-
-
-@dataclass(frozen=True)
-class SolutionForRubric(Solution):
-    """The reference solution, shown to the teacher of whoever is asked for a rubric (RCSD, stage 1)."""
-
-    kind: ClassVar[str] = "rubric_request_solution"
+        return {"critique": rollout.feedback["critique"]} if rollout.feedback.get("critique") else None
 
 
 @dataclass(frozen=True)
@@ -199,35 +178,6 @@ class Privileged:
                 messages = worded(group.problem, source.kind, fields)
                 return [Teaching(views={"teacher": View(messages=messages, thinking=self.thinking)})]
         return []
-
-
-@dataclass(frozen=True)
-class AfterNote:
-    """The inner context's prompt, followed by the note that the stage `NoteFirst` wrote on it; the prompt alone where there is none."""
-
-    context: Context
-
-    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
-        note = rollout.feedback.get(NOTE)
-        if not note:
-            return self.context(rollout, group)
-        return [replace(t, views={**t.views, "teacher": _followed(t.views["teacher"], group.problem, note)}) for t in self.context(rollout, _bare(group))]
-
-
-def note_request(context: Context, rollout: Rollout, group: Group) -> tuple[Message, ...] | None:
-    """The chat that asks the context's reader for a note on what it was shown; None where the rollout is untaught."""
-    teachings = context(rollout, _bare(group))
-    assert len(teachings) < 2, "a note is one teacher's"
-    return worded(replace(group.problem, prompt=teachings[0].views["teacher"].messages), "note_request", {}) if teachings else None
-
-
-def _followed(view: View, problem: Problem, note: str) -> View:
-    return replace(view, messages=worded(replace(problem, prompt=view.messages), "noted", {"note": note}))
-
-
-def _bare(group: Group) -> Group:
-    """Without the answer format, which closes a prompt once, at its very end."""
-    return replace(group, problem=replace(group.problem, instruction=""))
 
 
 @dataclass(frozen=True)

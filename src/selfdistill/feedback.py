@@ -4,14 +4,22 @@ Statistics over a whole step belong here, so that later stages see one rollout a
 """
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-from selfdistill.contexts import NOTE, Context, note_request
+from selfdistill.contexts import Context
+from selfdistill.critics import Critic
+from selfdistill.judges import Attempt, Judge
+from selfdistill.notes import NOTE, note_request
 from selfdistill.rubrics import RubricSource
+from selfdistill.steps import OpenedBy, Splitter, step_of_token
 from selfdistill.tools import Tools
-from selfdistill.types import Group, Note
+from selfdistill.types import Group, Note, Rollout
 from selfdistill.writers import Writer
+
+log = logging.getLogger(__name__)
 
 Feedback = Callable[[list[Group], Tools], None]
 """(groups, tools) -> None; the tools serve stages that let a model write or read, or that remember."""
@@ -74,3 +82,69 @@ class NoteFirst:
         notes = dict(zip(different, self.writer(list(different.values()), tools), strict=True)) if different else {}
         for (rollout, _), key in zip(requests, keys, strict=True):
             rollout.feedback[NOTE] = notes[key]
+
+
+@dataclass(frozen=True)
+class WriteCritiques:
+    """feedback["critique"]: what the critic writes of each rollout; nothing where it has nothing to say, which leaves the rollout untaught."""
+
+    critic: Critic
+
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
+        pairs = [(rollout, group) for group in groups for rollout in group.rollouts]
+        for (rollout, _), critique in zip(pairs, self.critic(pairs, tools), strict=True):
+            if critique:
+                rollout.feedback["critique"] = critique
+
+
+@dataclass(frozen=True)
+class JudgeOutcome:
+    """R = s, the judge's score of the whole completion in place of the task's reward; 0 where it was cut at the length limit (ExpRL).
+
+    An unparsable judgement is a reward of None, which takes the rollout out of the loss.
+    """
+
+    judge: Judge
+
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
+        whole = [Attempt(rollout=r, group=g, text=r.text, ends=True) for g in groups for r in g.rollouts if not r.truncated]
+        scores = {id(attempt.rollout): score for attempt, score in zip(whole, self.judge(whole, tools), strict=True)}
+        for rollout in (r for g in groups for r in g.rollouts):
+            rollout.reward = scores.get(id(rollout), 0.0)
+
+
+@dataclass(frozen=True)
+class JudgeSteps:
+    """annotations[name]: A_t = s_t - s_(t-1) for t > 1 and A_1 = s_1 - s_T, s_t the judge's score of steps 1..t, shared by the tokens of step t (ExpRL).
+
+    0 all over on a rollout of one step and on one cut at the length limit. One unparsable judgement leaves no token of the rollout trained.
+    """
+
+    judge: Judge
+    steps: Splitter = OpenedBy("###")
+    name: str = "step_delta"
+
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
+        judged: list[tuple[Rollout, list[str], slice]] = []
+        attempts: list[Attempt] = []
+        for group, rollout in ((g, r) for g in groups for r in g.rollouts):
+            rollout.annotations[self.name] = (0.0,) * len(rollout.completion_ids)
+            pieces = self.steps(rollout.text)
+            if not rollout.truncated and len(pieces) > 1:
+                prefixes = list(accumulate(pieces))
+                judged.append((rollout, pieces, slice(len(attempts), len(attempts) + len(pieces))))
+                attempts += [Attempt(rollout=rollout, group=group, text=p, ends=p is prefixes[-1]) for p in prefixes]
+        if not judged:
+            log.warning("no rollout ends by itself and has two steps, so none has credit; %s splits them: see the method's argument `steps`", self.steps)
+        scores = self.judge(attempts, tools)
+        for rollout, pieces, at in judged:
+            self._annotate(rollout, pieces, scores[at], tools)
+
+    def _annotate(self, rollout: Rollout, pieces: list[str], scores: list[float | None], tools: Tools) -> None:
+        known = [s for s in scores if s is not None]
+        if len(known) < len(scores):
+            rollout.trained = ()
+            return
+        deltas = [known[0] - known[-1], *(later - earlier for earlier, later in pairwise(known))]
+        places = step_of_token(rollout.completion_ids, pieces, tools.policy.chat.decode)
+        rollout.annotations[self.name] = tuple(deltas[place] for place in places)

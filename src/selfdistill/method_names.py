@@ -12,12 +12,17 @@ from selfdistill import (
     advantages,
     contexts,
     conversations,
+    critics,
     divergences,
+    judges,
+    notes,
+    null_contexts,
     peers,
     policy_losses,
     reductions,
     rubrics,
     sources,
+    steps,
     targets,
     teachers,
     token_weights,
@@ -29,10 +34,14 @@ from selfdistill.imports import load_object, nearest
 from selfdistill.method import Method
 from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 
-MODULES = (advantages, contexts, conversations, divergences, peers, policy_losses, reductions, rubrics, sources, targets, teachers, token_weights, writers)
+KINDS = (
+    *(advantages, contexts, conversations, critics, divergences, judges, notes, null_contexts, peers, policy_losses, reductions),
+    *(rubrics, sources, steps, targets, teachers, token_weights, writers),
+)
+"""The modules whose parts a setting may name."""
 PARTS: Mapping[str, type] = {
     name: value
-    for module in MODULES
+    for module in KINDS
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
 }

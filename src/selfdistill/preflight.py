@@ -152,8 +152,9 @@ def _own_divergence(policy: Policy, method: Method, groups: Sequence[Group]) -> 
 
 def _engine_gap(policy: Policy, groups: Sequence[Group]) -> float:
     same = Method(context=_OwnPrompt())
-    gaps = torch.cat([(s.policy_logp - s.batch.behavior_logp).abs() for s in _signals(policy, same, groups)])
-    return float(gaps.mean())
+    gaps = [(s.policy_logp - s.batch.behavior_logp).abs() for s in _signals(policy, same, groups)]
+    # a stage may have left no token of these rollouts trained
+    return float(torch.cat(gaps).mean()) if gaps else 0.0
 
 
 def _signals(policy: Policy, method: Method, groups: Sequence[Group]) -> list:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from selfdistill.advantages import Credit
 from selfdistill.method import Method
 from selfdistill.types import Group, Message, Rollout, Teaching, TrainingSample, View
 
@@ -75,13 +76,19 @@ def _scaled(method: Method, rollout: Rollout, views: dict[str, View], advantage:
     over_all = share * method.reduction(length, *counts.everything)
     distilled = counts.taught if method.reduction.over == "taught" else counts.everything
     distill_scale = share * method.distill_coef * method.reduction(length, *distilled) if views else 0.0
-    has_credit = (method.credit.reads_advantage and advantage != 0) or (method.credit.reads_teacher and bool(views))
     return TrainingSample(
         rollout=rollout,
         views=views,
         advantage=advantage,
         distill_scale=distill_scale,
-        policy_scale=method.policy_coef * over_all if has_credit else 0.0,
+        policy_scale=method.policy_coef * over_all if _has_credit(method.credit, rollout, advantage, views) else 0.0,
         label_scale=method.label_coef * over_all,
         reference_scale=method.reference_coef * over_all,
     )
+
+
+def _has_credit(credit: Credit, rollout: Rollout, advantage: float, views: dict[str, View]) -> bool:
+    """Whether anything that the credit reads is there; without it every token's credit is 0."""
+    noted = rollout.annotations.get(credit.reads_annotation, ()) if credit.reads_annotation else ()
+    annotated = bool(noted) and any(noted[t] for t in rollout.positions)
+    return annotated or (credit.reads_advantage and advantage != 0) or (credit.reads_teacher and bool(views))

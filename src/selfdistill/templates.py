@@ -25,6 +25,8 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "noted": frozenset({"note"}),
     "skill": frozenset({"skill", "mistake"}),
     "critique": frozenset({"critique"}),
+    "critique_request": frozenset({"truth", "attempt"}),
+    "judge_request": frozenset({"truth", "attempt"}),
 }
 """What each kind is given besides {problem} and {instruction}."""
 

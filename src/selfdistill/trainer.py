@@ -21,6 +21,7 @@ from selfdistill.packing import pack
 from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling import Sampler
+from selfdistill.tasks import Task
 from selfdistill.tools import Tools
 from selfdistill.types import Batch, Group, Problem, TrainingSample
 
@@ -51,6 +52,7 @@ class Trainer:
         problems: Sequence[Problem],
         sampler: Sampler,
         grade: Callable[[list[Group]], None],
+        task: Task,
         settings: Settings,
     ) -> None:
         self.policy, self.method, self.sampler, self.grade, self.settings = policy, method, sampler, grade, settings
@@ -60,7 +62,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, settings.optimizer)
         self.schedule = make_schedule(self.optimizer, settings.optimizer, updates=settings.steps * settings.updates_per_step)
         self.steps_done = 0
-        self.tools = Tools(sampler=sampler, policy=policy, readers=self.readers, grade=grade, problems=problems, memory={})
+        self.tools = Tools(sampler=sampler, policy=policy, readers=self.readers, grade=grade, task=task, problems=problems, memory={})
 
     def __iter__(self) -> Iterator[StepResult]:
         """The steps that are left of the run."""

@@ -1,11 +1,10 @@
 """GRPO, Dr. GRPO, DAPO and GSPO, on the first update and on later ones that clip against it."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from scene import Scene, advantages, kl, policy_term
+from scene import Scene, advantages, kl, policy_term, with_proximal
 
 from selfdistill.methods import dapo, dr_grpo, grpo, grpo_plus, gspo, opsd
 
@@ -29,12 +28,6 @@ def test_kl_to_the_start_is_added_for_every_rollout_even_of_uniform_groups():
     scene.check(0.2 * torch.stack(per_rollout).mean())
 
 
-def with_proximal(scene, batch, proximal):
-    """The batch of a later update: the trainer's log-probs from before the first one."""
-    texts = [tuple(batch.token[batch.sample == s].tolist()) for s in range(len(batch.length))]
-    return replace(batch, proximal_logp=torch.tensor([x for ids in texts for x in proximal[ids]]))
-
-
 @pytest.mark.parametrize("make, high", [(grpo, 0.2), (lambda: dapo(max_completion_length=50), 0.28)], ids=["grpo", "dapo"])
 def test_later_updates_clip_against_the_first(make, high):
     scene = Scene(make())
@@ -48,7 +41,7 @@ def test_later_updates_clip_against_the_first(make, high):
             rollout_means.append(torch.stack(mine).mean())
     token_mean = make().reduction != grpo().reduction
     (batch,) = scene.batches()
-    sums = scene.check(-(torch.stack(terms) if token_mean else torch.stack(rollout_means)).mean(), [with_proximal(scene, batch, proximal)])
+    sums = scene.check(-(torch.stack(terms) if token_mean else torch.stack(rollout_means)).mean(), [with_proximal(batch, proximal)])
     assert sums["clipped"] > 0
 
 
@@ -70,7 +63,7 @@ def test_gspo_has_one_ratio_a_rollout():
             surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - 3e-4, 1 + 4e-4) * advantage)
             values.append((rollout, engine, ratio, surrogate))
     (batch,) = scene.batches()
-    loss, _, sums = scene.found([with_proximal(scene, batch, proximal)])
+    loss, _, sums = scene.found([with_proximal(batch, proximal)])
     expected = -sum(float((engine * surrogate.detach()).mean()) for _, engine, _, surrogate in values) / len(values)
     assert loss == pytest.approx(expected, abs=2e-6)
     assert 0 < sums["clipped"] < sums["tokens"]

@@ -7,6 +7,7 @@ from selfdistill.methods.ablations import constant_weight, no_clip, other_direct
 from selfdistill.methods.ccopd import ccopd
 from selfdistill.methods.controls import null_context, shuffled_context, shuffled_peers
 from selfdistill.methods.eopd import entropy_opd, eopd
+from selfdistill.methods.exprl import exprl, exprl_process
 from selfdistill.methods.gkd import gkd
 from selfdistill.methods.grpo import dapo, dr_grpo, grpo, gspo
 from selfdistill.methods.grpo_plus import grpo_blend, grpo_plus
@@ -20,6 +21,7 @@ from selfdistill.methods.rlsd import rlsd
 from selfdistill.methods.sdft import sdft
 from selfdistill.methods.sdpo import sdpo, sdpo_trust_region
 from selfdistill.methods.sft import sft
+from selfdistill.methods.step_critique import step_critique
 
 METHODS: tuple[Callable[..., Method], ...] = (
     sft,
@@ -42,6 +44,9 @@ METHODS: tuple[Callable[..., Method], ...] = (
     rcsd_writer,
     rcsd,
     ccopd,
+    step_critique,
+    exprl,
+    exprl_process,
 )
 """What stands alone; each is found by its function's name."""
 

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-from selfdistill.contexts import AfterNote, Privileged, Rubric, RubricAndSolution, SolutionForRubric
+from selfdistill.contexts import Privileged
 from selfdistill.divergences import ForwardKL, TopK
 from selfdistill.feedback import NoteFirst, NoteRubrics
 from selfdistill.method import Method
 from selfdistill.methods.opsd import opsd
+from selfdistill.notes import AfterNote, Rubric, RubricAndSolution, SolutionForRubric
 from selfdistill.rubrics import RubricColumn, RubricSource
 from selfdistill.sources import AskForRubrics
 from selfdistill.writers import Writer

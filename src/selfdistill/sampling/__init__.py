@@ -25,8 +25,11 @@ class Sampler(Protocol):
         """A given text as if it had been sampled; its log-probs are 0."""
         ...
 
-    def decoding(self, *, temperature: float, max_completion_length: int) -> "Sampler":
-        """The same weights under another temperature (0: greedy) and length: for texts that are not trained on."""
+    def decoding(self, *, temperature: float, max_completion_length: int | None = None, thinking: bool | None = None) -> "Sampler":
+        """The same weights under another temperature (0: greedy), length and thinking flag: for texts that are not trained on.
+
+        None keeps this sampler's own. Their prompts are longer than a dataset's, so only the model's positions limit them.
+        """
         ...
 
     def sync(self, policy: "Policy", version: int) -> None:

@@ -67,9 +67,16 @@ class TransformersSampler:
         ids = self.policy.chat.completion(text)
         return self._rollout(self._prompt(problem), ids, [0.0] * len(ids), truncated=False, index=0)
 
-    def decoding(self, *, temperature: float, max_completion_length: int) -> "TransformersSampler":
-        """The same weights under another temperature and length, without progress."""
-        return replace(self, temperature=temperature, max_completion_length=max_completion_length, on_progress=None)
+    def decoding(self, *, temperature: float, max_completion_length: int | None = None, thinking: bool | None = None) -> "TransformersSampler":
+        """The same weights under another temperature, length and thinking flag, without progress; `max_prompt_length` limits what is trained on."""
+        return replace(
+            self,
+            temperature=temperature,
+            max_completion_length=self.max_completion_length if max_completion_length is None else max_completion_length,
+            max_prompt_length=None,
+            thinking=self.thinking if thinking is None else thinking,
+            on_progress=None,
+        )
 
     def sync(self, policy: Policy, version: int) -> None:
         """The engine shares the student's weights, so only their version changes."""

@@ -7,11 +7,28 @@ from selfdistill.types import Problem
 
 
 @runtime_checkable
+class Verdict(Protocol):
+    """What a task's checker says of one step of a completion."""
+
+    @property
+    def text(self) -> str:
+        """The step as it was written; blank where there is nothing."""
+        ...
+
+    @property
+    def wrong(self) -> bool:
+        """It does not hold and was let stand."""
+        ...
+
+
+@runtime_checkable
 class Task(Protocol):
     """A dataset with its verifier.
 
-    Two more attributes are read where a task has them: `isolated = True` runs `verify` in processes that are killed when it
-    hangs, and `feedback(problem, completion) -> str` is what the environment says about a completion that is not right.
+    More attributes are read where a task has them. `isolated = True` runs `verify` in processes that are killed when it hangs.
+    `feedback(problem, completion) -> str` is what the environment says about a completion that is not right. `critique(problem,
+    completion) -> str` is the completion mended from its first error on. `judge(problem, completion)` is a Verdict a step, and one
+    on the answer.
     """
 
     def problems(self, split: Literal["train", "test"]) -> Sequence[Problem]:

@@ -118,11 +118,16 @@ class Arithmetic:
         program = parse_question(problem.prompt)
         steps = {step.name: step for step in program}
         kept = [v.line.step.name for v in verdicts[:wrong] if v.line and not v.mended]
-        mended = verdicts[wrong].line
-        # the wrong step comes next where it is a step whose operands are known by then
-        order = [steps[n] for n in kept] + ([steps[mended.step.name]] if mended and self._ready(steps, kept, mended.step.name) else [])
+        name = verdicts[wrong].text.removeprefix("oops ").partition(" ")[0]
+        # the wrong or unfinished step comes next where it is a step whose operands are known by then
+        order = [steps[n] for n in kept] + ([steps[name]] if self._ready(steps, kept, name) else [])
         rest = [step for step in random_order(program, random.Random(completion)) if step not in order]
-        return written(work([*order, *rest], modulus=self.modulus), asked=program[-1].name)
+        lines = work([*order, *rest], modulus=self.modulus)
+        copied = "".join(f"{part};" for part in completion.split(";")[:wrong])
+        # the line before is a slip that the wrong step was to take back
+        redone = "oops " if wrong and verdicts[wrong - 1].mended else ""
+        onward = redone + " ".join(map(str, lines[len(kept) :]))
+        return " ".join(filter(None, [copied, onward, f"answer {next(line.result for line in lines if line.step == program[-1])}"]))
 
     def feedback(self, problem: Problem, completion: str) -> str:
         """What an environment would say: the name of the first wrong step, or that the answer is missing."""

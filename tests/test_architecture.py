@@ -11,7 +11,10 @@ import selfdistill
 SOURCE = Path(selfdistill.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
-PARTS = ("sources", "contexts", "feedback", "peers", "targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions", "teachers")
+PARTS = (
+    *("sources", "contexts", "feedback", "windows", "transport", "labels", "peers", "targets", "divergences"),
+    *("token_weights", "advantages", "policy_losses", "reductions", "teachers"),
+)
 LAYERS = (
     ("types", "imports", "templates"),
     ("sampling", "tools", *PARTS),

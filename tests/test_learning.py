@@ -19,7 +19,7 @@ from selfdistill.divergences import ForwardKL
 from selfdistill.loading import save_policy
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, grpo_plus, hsd, opd, opsd, pw_opsd, shuffled_context
+from selfdistill.methods import METHODS, grpo_plus, hsd, opd, opsd, pw_opsd, shuffled_context, topd
 from selfdistill.models import Policy
 from selfdistill.teachers import External
 from selfdistill.types import Problem
@@ -136,8 +136,8 @@ def better(tmp_path_factory) -> str:
 
 
 def method_named(name: str, better: str) -> Method:
-    if name == "opd":
-        return opd(teacher=External(better))
+    if name in ("opd", "topd"):
+        return {"opd": opd, "topd": topd}[name](teacher=External(better))
     if name == "grpo_plus(hsd)":
         return grpo_plus(hsd())
     method = build_method(name, {}, max_completion_length=5)

@@ -6,7 +6,21 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from selfdistill import advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights
+from selfdistill import (
+    advantages,
+    contexts,
+    divergences,
+    labels,
+    peers,
+    policy_losses,
+    reductions,
+    sources,
+    targets,
+    teachers,
+    token_weights,
+    transport,
+    windows,
+)
 from selfdistill.brackets import unclosed
 from selfdistill.imports import load_object, nearest
 from selfdistill.method import Method
@@ -14,7 +28,7 @@ from selfdistill.methods import METHODS, WRAPPERS
 
 PARTS: Mapping[str, type] = {
     name: value
-    for module in (advantages, contexts, divergences, peers, policy_losses, reductions, sources, targets, teachers, token_weights)
+    for module in (advantages, contexts, divergences, labels, peers, policy_losses, reductions, sources, targets, teachers, token_weights, transport, windows)
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
 }

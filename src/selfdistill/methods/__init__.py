@@ -14,6 +14,7 @@ from selfdistill.methods.pw_opsd import pw_opsd
 from selfdistill.methods.sdft import sdft
 from selfdistill.methods.sdpo import sdpo, sdpo_trust_region
 from selfdistill.methods.sft import sft
+from selfdistill.methods.topd import topd, topd_self
 
 METHODS: tuple[Callable[..., Method], ...] = (
     sft,
@@ -29,6 +30,8 @@ METHODS: tuple[Callable[..., Method], ...] = (
     hsd,
     pw_opsd,
     purified_opsd,
+    topd,
+    topd_self,
 )
 """What stands alone; each is found by its function's name."""
 

@@ -11,7 +11,7 @@ from selfdistill.config import keys, load_settings, make_settings, read_recipe, 
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import grpo_plus, hsd
+from selfdistill.methods import grpo_plus, hsd, topd
 from selfdistill.teachers import EMA, External, Live
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +119,10 @@ def test_recipes_hold_the_papers_settings():
     assert (published.optimizer.lr, published.prompts_per_step, published.sampling.num_generations, published.steps) == (1e-6, 128, 8, 1500)
     assert (published.sampling.top_p, published.sampling.max_completion_length, published.optimizer.betas) == (0.95, 4096, (0.9, 0.95))
     assert published.model.lora is None and method_of(published) == hsd() and isinstance(method_of(published).teacher, Live)
+    transported = load_settings("topd")
+    assert (transported.optimizer.lr, transported.optimizer.max_grad_norm, transported.optimizer.warmup_steps) == (2e-6, 1.0, 0.05 * transported.steps)
+    assert (transported.sampling.max_completion_length, transported.sampling.num_generations * transported.prompts_per_step) == (8000, 4)
+    assert method_of(transported) == topd(teacher=External("Qwen/Qwen3-30B-A3B"))
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
 
 

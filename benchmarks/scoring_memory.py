@@ -45,6 +45,8 @@ def measure(mode: str, tokens: int, vocab: int, device: str) -> float:
         behavior_logp=zeros,
         proximal_logp=None,
         annotations={},
+        label_token=ids[:, None],
+        label_share=zeros[:, None] + 1,
         length=one.long() * tokens,
         trained=one.long() * tokens,
         taught=one.bool(),

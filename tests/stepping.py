@@ -15,7 +15,7 @@ from selfdistill.method_names import build_method
 from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 from selfdistill.models import Policy
 from selfdistill.packing import pack
-from selfdistill.reading import read, start_readers
+from selfdistill.reading import Readers, read, score_groups, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.scoring import Reading, score
@@ -68,18 +68,28 @@ def method_named(name: str) -> Method:
     return replace(method, teacher=Frozen()) if isinstance(method.teacher, External) else method
 
 
-def prepared(method: Method, groups: list[Group], policy: Policy) -> list[Group]:
+def prepared(method: Method, groups: list[Group], policy: Policy, *, readers: Readers | None = None) -> list[Group]:
     """Groups after the method's feedback stages."""
-    tools = tools_of(policy, method)
+    tools = tools_of(policy, method, readers=readers)
     for write in method.feedback:
         write(groups, tools)
     return groups
 
 
-def tools_of(policy: Policy, method: Method, *, problems: Sequence[Problem] = ()) -> Tools:
+def tools_of(policy: Policy, method: Method, *, problems: Sequence[Problem] = (), readers: Readers | None = None) -> Tools:
     """What a run would hand the method's feedback stages; every rollout it grades is right."""
-    sampler = TransformersSampler(policy=policy, max_completion_length=16)
-    return Tools(sampler=sampler, policy=policy, readers=start_readers(method, policy), grade=_all_right, task=Words(), problems=problems, memory={})
+    readers = readers or start_readers(method, policy)
+    return Tools(
+        sampler=TransformersSampler(policy=policy, max_completion_length=16),
+        policy=policy,
+        readers=readers,
+        grade=_all_right,
+        task=Words(),
+        score=lambda groups: score_groups(groups, policy=policy, readers=readers, method=method, budget=10**6),
+        problems=problems,
+        memory={},
+        metrics={},
+    )
 
 
 def _all_right(groups: list[Group]) -> None:
@@ -131,7 +141,7 @@ def batch_of(lengths: Sequence[int], *, rewards: Sequence[float] | None = None, 
 def signals_of(batch: Batch, *, seed: int = 0, **given: Tensor) -> TokenSignals:
     """Random scalars per token in place of what a model would say; `given` replaces any of them."""
     generator = torch.Generator().manual_seed(seed)
-    names = ("logp", "policy_logp", "entropy", "target_logp", "target_entropy", "divergence", "reference_kl")
+    names = ("logp", "policy_logp", "label_kl", "entropy", "target_logp", "target_entropy", "divergence", "reference_kl")
     values = {name: torch.rand(len(batch.token), generator=generator) * (-1 if "logp" in name else 1) for name in names}
     return TokenSignals(batch=batch, **(values | given))
 
@@ -166,6 +176,9 @@ class ScriptedSampler:
 
     def has_room(self, problem):
         return True
+
+    def complete(self, prompts):
+        return [self._rollout(5, None, 0) for _ in prompts]
 
     def write(self, problem, text):
         return self._rollout(len(text), None, 0)

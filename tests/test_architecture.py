@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 PARTS = (
     *("sources", "conversations", "contexts", "notes", "null_contexts", "feedback", "peers", "rubrics", "writers", "critics", "judges", "steps"),
-    *("targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions", "teachers"),
+    *("windows", "transport", "labels", "targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions", "teachers"),
 )
 LAYERS = (
     ("types", "imports", "templates"),

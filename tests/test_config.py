@@ -12,7 +12,7 @@ from selfdistill.conversations import RawSharded
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_conversation, build_method
-from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd
+from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd, topd
 from selfdistill.policy_losses import ClippedRatio
 from selfdistill.rubrics import QuestionRubric
 from selfdistill.teachers import EMA, External, Frozen, Live
@@ -137,6 +137,10 @@ def test_recipes_hold_the_papers_settings():
         assert (exprl.sampling.temperature, exprl.sampling.max_completion_length) == (0.8, 16384)
         assert (method_of(exprl).policy_loss, method_of(exprl).reference_coef) == (ClippedRatio(0.2, high), 0.001)
     assert method_of(process).feedback[0].steps.marker in process.task.arguments["instruction"]
+    transported = load_settings("topd")
+    assert (transported.optimizer.lr, transported.optimizer.max_grad_norm, transported.optimizer.warmup_steps) == (2e-6, 1.0, 0.05 * transported.steps)
+    assert (transported.sampling.max_completion_length, transported.sampling.num_generations * transported.prompts_per_step) == (8000, 4)
+    assert method_of(transported) == topd(teacher=External("Qwen/Qwen3-30B-A3B"))
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
     told = load_settings("ccopd")
     assert (told.optimizer.lr, told.model.lora.r, told.model.lora.alpha) == (3e-5, 16, 32)

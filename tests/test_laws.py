@@ -213,7 +213,8 @@ def found(method, monkeypatch, *, budget: int = 10**6, chunk: int | None = None)
     with monkeypatch.context() as patch:
         patch.setattr(Head, "__call__", lambda self, hidden: (rows.append(len(hidden)) if hidden.requires_grad else None, original(self, hidden))[1])
         scene = Scene(method)
-        prepared(method, scene.groups, scene.policy)
+        torch.manual_seed(0)
+        prepared(method, scene.groups, scene.policy, readers=scene.readers)
         loss, gradient, _ = scene.found(scene.batches(budget), chunk=chunk)
     return loss, gradient, sum(rows)
 

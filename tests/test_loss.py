@@ -30,7 +30,7 @@ def test_four_terms_and_nothing_else():
     for t, (sample, position) in enumerate(zip(batch.sample.tolist(), batch.position.tolist(), strict=True)):
         expected += 0.3 * (position + 1 + float(signals.logp[t])) * float(signals.divergence[t])
         expected -= 0.2 * float(batch.advantage[sample])
-        expected += 0.7 * -float(signals.logp[t]) + 0.11 * float(signals.reference_kl[t])
+        expected += 0.7 * float(signals.label_kl[t]) + 0.11 * float(signals.reference_kl[t])
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     parts = sum(float(sums[f"loss_{name}"]) for name in ("distill", "policy", "label", "reference"))
     assert parts == pytest.approx(float(loss), rel=1e-6)

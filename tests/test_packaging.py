@@ -61,7 +61,7 @@ def test_every_requirement_is_pinned_inside_its_range():
     assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", line) for line in lines)
     pins = {canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines)}
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["gguf"]]:
+    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["gguf"], *extras["transport"]]:
         requirement = Requirement(text)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
 

@@ -10,7 +10,7 @@ from tiny_models import full_logp, tiny_groups, tiny_policy
 from selfdistill.methods import grpo, hsd, opsd, purified_opsd, sdpo, sdpo_trust_region
 from selfdistill.models import Policy
 from selfdistill.packing import pack
-from selfdistill.reading import read, start_readers
+from selfdistill.reading import read, score_groups, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.teachers import EMA, Frozen, Live
 from selfdistill.types import Teaching, View
@@ -52,6 +52,40 @@ def test_weights_that_were_not_kept_are_an_error():
     (batch,) = pack(training_samples(tiny_groups(policy), method, encode=policy.chat.encode), 10**6)
     with pytest.raises(ValueError, match="'initial'"):
         read(policy, start_readers(method, policy), method, batch)
+
+
+@dataclass(frozen=True)
+class TwoTeachers:
+    """The solution's prompt with share 1, the student's own with share 3; the last rollout of a group is untaught."""
+
+    def __call__(self, rollout, group):
+        own = View(messages=(), prompt_ids=tuple(rollout.prompt_ids))
+        return [] if rollout.index == 3 else [*opsd().context(rollout, group), Teaching(views={"teacher": own}, weight=3.0)]
+
+
+@pytest.mark.parametrize("budget", [10**6, 120])
+def test_scores_for_feedback_are_the_divergence_of_every_taught_rollout(budget):
+    """Averaged by the teachers' shares, with the views of the larger one, whatever the micro-batches."""
+    policy = tiny_policy()
+    method = replace(opsd(clip=float("inf")), context=TwoTeachers(), loss_temperature=1.0, label_coef=1.0, reference_coef=0.5)
+    groups = tiny_groups(policy)
+    groups[0].rollouts[0].trained = (0, 2)
+    readers = start_readers(method, policy)
+    perturb(policy)
+    policy.train()
+    found = score_groups(groups, policy=policy, readers=readers, method=method, budget=budget)
+    assert policy.training and len(found) == 6
+    by_rollout = {id(s.rollout): s for s in found}
+    for rollout, group in ((r, g) for g in groups for r in g.rollouts if r.index != 3):
+        student, expected = full_logp(policy, rollout.prompt_ids, rollout.completion_ids), 0
+        for teaching in TwoTeachers()(rollout, group):
+            view = teaching.views["teacher"]
+            prompt = list(view.prompt_ids or policy.chat.encode(view.messages, view.thinking))
+            teacher = full_logp(readers["teacher"].teacher, prompt, rollout.completion_ids)
+            expected = expected + teaching.weight / 4 * (teacher.exp() * (teacher - student)).sum(-1)
+        scored = by_rollout[id(rollout)]
+        assert scored.views["teacher"].prompt_ids == tuple(rollout.prompt_ids) and not scored.divergence.requires_grad
+        torch.testing.assert_close(scored.divergence, expected.detach()[list(rollout.positions)], atol=2e-6, rtol=1e-4)
 
 
 def backbone_tokens(monkeypatch) -> list[int]:

@@ -65,8 +65,9 @@ LORA = {"model.lora": {"r": 4, "alpha": 8}}
         {"method": "sdpo", **LORA},
         {"method": "opsd", **LORA},
         {"updates_per_step": 2, "method": "grpo"},
+        {"method": "topd_self"},
     ],
-    ids=["hsd-live", "sdpo-ema", "opsd-frozen", "sdpo-ema-lora", "opsd-lora", "grpo-two-updates"],
+    ids=["hsd-live", "sdpo-ema", "opsd-frozen", "sdpo-ema-lora", "opsd-lora", "grpo-two-updates", "topd-windows"],
 )
 def test_resume_is_bit_for_bit(base, tmp_path, changes):
     config = settings(base, tmp_path, **changes)

@@ -11,6 +11,7 @@ from selfdistill.advantages import Advantage, Credit, GroupRelative, OutcomeCred
 from selfdistill.contexts import Context, NoTeacher
 from selfdistill.divergences import Divergence, ForwardKL
 from selfdistill.feedback import Feedback
+from selfdistill.labels import Labels
 from selfdistill.policy_losses import ClippedRatio, PolicyLoss
 from selfdistill.reductions import Reduction, TokenMean
 from selfdistill.sources import OnPolicy, RolloutSource
@@ -21,7 +22,7 @@ from selfdistill.token_weights import TokenWeight, Uniform
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """loss = sum_tokens s_distill w D - s_policy PG(rho, A) + s_label CE + s_reference KL(pi || pi_0).
+    """loss = sum_tokens s_distill w D - s_policy PG(rho, A) + s_label KL(label || S) + s_reference KL(pi || pi_0).
 
     Each s is the term's coefficient times its sample's share of the step, from global counts. A coefficient of zero
     computes nothing. Raises ValueError where the parts cannot produce a loss.
@@ -39,6 +40,8 @@ class Method:
     advantage: Advantage = GroupRelative()
     credit: Credit = OutcomeCredit()
     policy_loss: PolicyLoss = ClippedRatio()
+    labels: Labels | None = None
+    """What the label term reads beside the step's rollouts; None: the rollouts, each token its own label."""
     distill_coef: float = 1.0
     policy_coef: float = 0.0
     label_coef: float = 0.0

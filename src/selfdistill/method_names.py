@@ -15,6 +15,7 @@ from selfdistill import (
     critics,
     divergences,
     judges,
+    labels,
     notes,
     null_contexts,
     peers,
@@ -26,6 +27,8 @@ from selfdistill import (
     targets,
     teachers,
     token_weights,
+    transport,
+    windows,
     writers,
 )
 from selfdistill.brackets import unclosed
@@ -35,8 +38,8 @@ from selfdistill.method import Method
 from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 
 KINDS = (
-    *(advantages, contexts, conversations, critics, divergences, judges, notes, null_contexts, peers, policy_losses, reductions),
-    *(rubrics, sources, steps, targets, teachers, token_weights, writers),
+    *(advantages, contexts, conversations, critics, divergences, judges, labels, notes, null_contexts, peers, policy_losses),
+    *(reductions, rubrics, sources, steps, targets, teachers, token_weights, transport, windows, writers),
 )
 """The modules whose parts a setting may name."""
 PARTS: Mapping[str, type] = {

@@ -71,6 +71,11 @@ class Policy(nn.Module):
         states = [self._backbone(part.view(shape), use_cache=False).last_hidden_state for part, shape in zip(parts, shapes, strict=True)]
         return torch.cat([state.flatten(0, 1) for state in states])[place[packed.predicts]]
 
+    @torch.no_grad()
+    def embed(self, ids: Sequence[int]) -> Float[Tensor, "ids hidden"]:
+        """Input embeddings of token ids."""
+        return self.base.get_input_embeddings()(torch.tensor(list(ids), device=self.device)).float()
+
     @property
     def base(self) -> PreTrainedModel:
         """The Hugging Face model, adapters inside."""

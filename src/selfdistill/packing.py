@@ -19,7 +19,7 @@ def pack(samples: Sequence[TrainingSample], budget: int) -> list[Batch]:
     So a shortage of memory shows early. Raises ValueError where one rollout alone exceeds the budget.
     """
     batches, current, rows = [], [], 0
-    for lesson in sorted(_lessons(samples), key=lambda lesson: lesson.longest, reverse=True):
+    for lesson in _lessons(samples):
         if lesson.rows * lesson.longest > budget:
             raise ValueError(
                 f"a rollout with its teacher prompts needs {lesson.rows * lesson.longest} tokens, above tokens_per_batch = {budget}; "
@@ -32,6 +32,11 @@ def pack(samples: Sequence[TrainingSample], budget: int) -> list[Batch]:
         current.append(lesson)
         rows += lesson.rows
     return [_batch(lessons) for lessons in [*batches, current] if lessons]
+
+
+def packed_order(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    """The samples that `pack` packs, in the order in which its micro-batches hold them."""
+    return [s for lesson in _lessons(samples) for s in lesson.samples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,13 @@ class _Lesson:
 
 
 def _lessons(samples: Sequence[TrainingSample]) -> list[_Lesson]:
+    """Longest first."""
     by_rollout: dict[int, list[TrainingSample]] = {}
     for sample in samples:
         if sample.distill_scale or sample.policy_scale or sample.label_scale or sample.reference_scale:
             by_rollout.setdefault(id(sample.rollout), []).append(sample)
-    return [_Lesson(rollout=group[0].rollout, samples=tuple(group)) for group in by_rollout.values()]
+    lessons = [_Lesson(rollout=group[0].rollout, samples=tuple(group)) for group in by_rollout.values()]
+    return sorted(lessons, key=lambda lesson: lesson.longest, reverse=True)
 
 
 def _batch(lessons: Sequence[_Lesson]) -> Batch:
@@ -104,6 +111,17 @@ def _token_columns(samples: Sequence[TrainingSample]) -> dict[str, Any]:
         "position": _ints(t for _, t in at),
         "behavior_logp": _floats(r.behavior_logp[t] for r, t in at),
         "annotations": {name: _floats(r.annotations.get(name, (0.0,) * (t + 1))[t] for r, t in at) for name in names},
+    } | _label_columns(at)
+
+
+def _label_columns(at: Sequence[tuple[Rollout, int]]) -> dict[str, Any]:
+    """The label of every trained token: probabilities by token id, in rows as wide as the widest label."""
+    rows = [((r.completion_ids[t], 1.0),) if r.labels is None else tuple(r.labels[t].items()) for r, t in at]
+    width = max(1, *map(len, rows))
+    padded = [row + ((0, 0.0),) * (width - len(row)) for row in rows]
+    return {
+        "label_token": _ints(i for row in padded for i, _ in row).view(-1, width),
+        "label_share": _floats(p for row in padded for _, p in row).view(-1, width),
     }
 
 

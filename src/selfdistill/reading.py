@@ -1,15 +1,19 @@
 """A batch through the weights that read it: teacher views without gradient, then the student with, to TokenSignals."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from selfdistill.heads import Head
 from selfdistill.method import Method
 from selfdistill.models import Policy
+from selfdistill.packing import pack, packed_order
+from selfdistill.samples import training_samples
 from selfdistill.scoring import Reading, score
-from selfdistill.teachers import Reader
-from selfdistill.types import Batch, Packed, TokenSignals, Weights
+from selfdistill.teachers import Reader, evaluating
+from selfdistill.tools import Scored
+from selfdistill.types import Batch, Group, Packed, TokenSignals, TrainingSample, Weights
 
 Readers = Mapping[Weights, Reader]
 
@@ -42,6 +46,26 @@ def read(policy: Policy, readers: Readers, method: Method, batch: Batch, *, chun
         return score(method, batch, hidden=hidden, head=head, readings=readings, initial=initial, chunk=chunk)
 
     return policy(scored, batch.student)
+
+
+def score_groups(groups: Sequence[Group], *, policy: Policy, readers: Readers, method: Method, budget: int) -> list[Scored]:
+    """The divergence that the step's loss would see on every taught rollout, longest first: what a feedback stage may choose tokens by."""
+    alone = replace(method, distill_coef=1.0, label_coef=0.0, reference_coef=0.0)
+    samples = [s for s in training_samples(groups, alone, encode=policy.chat.encode) if s.views]
+    with evaluating(policy):
+        found = [read(policy, readers, alone, batch.to(policy.device)).divergence.cpu() for batch in pack(samples, budget)]
+    ordered = packed_order(samples)
+    by_rollout: dict[int, list[tuple[TrainingSample, torch.Tensor]]] = {}
+    for sample, values in zip(ordered, torch.cat(found).split([len(s.rollout.positions) for s in ordered]) if found else (), strict=True):
+        by_rollout.setdefault(id(sample.rollout), []).append((sample, values))
+    return [_averaged(teachers) for teachers in by_rollout.values()]
+
+
+def _averaged(teachers: Sequence[tuple[TrainingSample, torch.Tensor]]) -> Scored:
+    scales = [sample.distill_scale for sample, _ in teachers]
+    first, _ = teachers[scales.index(max(scales))]
+    mean = sum((scale / sum(scales) * values for scale, (_, values) in zip(scales, teachers, strict=True)), torch.zeros_like(teachers[0][1]))
+    return Scored(rollout=first.rollout, views=first.views, divergence=mean)
 
 
 def _read_roles(readers: Readers, weights: Weights, roles: Sequence[str], views: Sequence[Packed]) -> dict[str, Reading]:

@@ -30,7 +30,14 @@ def training_samples(groups: Sequence[Group], method: Method, *, encode: Encode)
         for views, share in shares:
             encoded = {role: _encoded(view, encode) for role, view in views.items()}
             samples.append(_scaled(method, rollout, encoded, advantage, share, counts))
-    return samples
+    return samples + _labelled(groups, method)
+
+
+def _labelled(groups: Sequence[Group], method: Method) -> list[TrainingSample]:
+    """What the label term reads beside the step's own rollouts; no other term and no count sees it."""
+    if method.labels is None or not method.label_coef:
+        return []
+    return [TrainingSample(rollout=r, views={}, advantage=0.0, label_scale=method.label_coef * factor) for r, factor in method.labels(groups)]
 
 
 def _graded(group: Group, method: Method) -> list[tuple[Rollout, float]]:
@@ -82,7 +89,7 @@ def _scaled(method: Method, rollout: Rollout, views: dict[str, View], advantage:
         advantage=advantage,
         distill_scale=distill_scale,
         policy_scale=method.policy_coef * over_all if _has_credit(method.credit, rollout, advantage, views) else 0.0,
-        label_scale=method.label_coef * over_all,
+        label_scale=method.label_coef * over_all if method.labels is None else 0.0,
         reference_scale=method.reference_coef * over_all,
     )
 

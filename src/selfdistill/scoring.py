@@ -50,13 +50,14 @@ def score(
     taught = taught[batch.student_token[taught].argsort(stable=True)]
     edges = range(0, len(hidden), size)
     cuts = torch.searchsorted(batch.student_token[taught], torch.tensor([*edges, len(hidden)], device=taught.device)).tolist()
-    token = torch.empty(len(hidden), dtype=torch.long, device=hidden.device).index_copy(0, batch.student_token, batch.token)
-
+    token, label_token, label_share = (_at_students(batch, x, len(hidden)) for x in (batch.token, batch.label_token, batch.label_share))
     at_student, at_taught = [], []
     for start, first, last in zip(edges, cuts[:-1], cuts[1:], strict=True):
         mine = taught[first:last]
         piece = _Piece(
             token=token[start : start + size],
+            label_token=label_token[start : start + size],
+            label_share=label_share[start : start + size],
             student=batch.student_token[mine] - start,
             readings={role: replace(r, hidden=r.hidden[row_of[mine]]) for role, r in readings.items()},
             initial=initial and replace(initial, hidden=initial.hidden[start : start + size]),
@@ -70,11 +71,18 @@ def score(
     return _assemble(batch, torch.cat(at_student, dim=1), torch.cat(at_taught, dim=1), taught)
 
 
+def _at_students(batch: Batch, x: Tensor, count: int) -> Tensor:
+    """A value a token as one a student token; the samples that share it agree."""
+    return x.new_empty(count, *x.shape[1:]).index_copy(0, batch.student_token, x)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
     """A chunk of student tokens and the taught tokens that share them."""
 
     token: Int[Tensor, " chunk"]
+    label_token: Int[Tensor, "chunk labels"]
+    label_share: Float[Tensor, "chunk labels"]
     student: Int[Tensor, " pairs"]
     """Index of each taught token's student token inside the chunk."""
     readings: Mapping[str, Reading]
@@ -83,8 +91,8 @@ class _Piece:
 
 def _score_piece(
     method: Method, piece: _Piece, head: Head, temperature: float, hidden: Float[Tensor, "chunk hidden"]
-) -> tuple[Float[Tensor, "4 chunk"], Float[Tensor, "3 pairs"]]:
-    """(logp, policy_logp, entropy, reference_kl) of student tokens; (target_logp, target_entropy, divergence) of taught ones.
+) -> tuple[Float[Tensor, "5 chunk"], Float[Tensor, "3 pairs"]]:
+    """(logp, policy_logp, label_kl, entropy, reference_kl) of student tokens; (target_logp, target_entropy, divergence) of taught ones.
 
     What needs no gradient comes last: backward's second computation ends with the last tensor it needs.
     """
@@ -99,8 +107,9 @@ def _score_piece(
             initial = _log_softmax(piece.initial.head(piece.initial.hidden), temperature)
         reference_kl = (policy.exp() * (policy - initial)).sum(-1)
     logp, policy_logp = _pick(student, piece.token), _pick(policy, piece.token)
+    label_kl = _label_kl(student, piece) if method.label_coef else zeros
     if not len(piece.student):
-        return torch.stack([logp, policy_logp, _entropy(student), reference_kl]), zeros.new_zeros(3, 0)
+        return torch.stack([logp, policy_logp, label_kl, _entropy(student), reference_kl]), zeros.new_zeros(3, 0)
 
     shared = _shared(student, piece.student)
     with torch.no_grad():
@@ -108,7 +117,7 @@ def _score_piece(
         target = method.target(views | {"student": shared.detach()})
     token = piece.token[piece.student]
     divergence = method.divergence(shared, target, token) if method.distill_coef else torch.zeros_like(target[:, 0])
-    unique = torch.stack([logp, policy_logp, _entropy(student), reference_kl])
+    unique = torch.stack([logp, policy_logp, label_kl, _entropy(student), reference_kl])
     return unique, torch.stack([_pick(target, token), _entropy(target), divergence])
 
 
@@ -120,14 +129,15 @@ def _shared(student: Float[Tensor, "chunk vocab"], index: Int[Tensor, " pairs"])
 
 
 def _assemble(
-    batch: Batch, unique: Float[Tensor, "4 student_tokens"], pairs: Float[Tensor, "3 taught_tokens"], taught: Int[Tensor, " taught_tokens"]
+    batch: Batch, unique: Float[Tensor, "5 student_tokens"], pairs: Float[Tensor, "3 taught_tokens"], taught: Int[Tensor, " taught_tokens"]
 ) -> TokenSignals:
-    logp, policy_logp, entropy, reference_kl = unique[:, batch.student_token]
+    logp, policy_logp, label_kl, entropy, reference_kl = unique[:, batch.student_token]
     target_logp, target_entropy, divergence = unique.new_zeros(3, len(batch.token)).index_copy(1, taught, pairs)
     return TokenSignals(
         batch=batch,
         logp=logp,
         policy_logp=policy_logp,
+        label_kl=label_kl,
         entropy=entropy.detach(),
         target_logp=target_logp.detach(),
         target_entropy=target_entropy.detach(),
@@ -138,6 +148,12 @@ def _assemble(
 
 def _pick(logp: Float[Tensor, "rows vocab"], token: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     return logp.gather(-1, token[:, None])[:, 0]
+
+
+def _label_kl(logp: Float[Tensor, "rows vocab"], piece: _Piece) -> Float[Tensor, " rows"]:
+    """sum_v q(v) (log q(v) - log S(v)) over the label's own tokens, 0 log 0 = 0."""
+    share = piece.label_share
+    return (torch.special.xlogy(share, share) - share * logp.gather(-1, piece.label_token)).sum(-1)
 
 
 def _log_softmax(logits: Float[Tensor, "rows vocab"], temperature: float) -> Float[Tensor, "rows vocab"]:

@@ -18,11 +18,11 @@ from selfdistill.metrics import rollout_metrics, token_metrics
 from selfdistill.models import Policy
 from selfdistill.optimizers import make_optimizer, make_schedule
 from selfdistill.packing import pack
-from selfdistill.reading import read, start_readers
+from selfdistill.reading import read, score_groups, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling import Sampler
 from selfdistill.tasks import Task
-from selfdistill.tools import Tools
+from selfdistill.tools import Scored, Tools
 from selfdistill.types import Batch, Group, Problem, TrainingSample
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, settings.optimizer)
         self.schedule = make_schedule(self.optimizer, settings.optimizer, updates=settings.steps * settings.updates_per_step)
         self.steps_done = 0
-        self.tools = Tools(sampler=sampler, policy=policy, readers=self.readers, grade=grade, task=task, problems=problems, memory={})
+        self.tools = self._tools(task)
 
     def __iter__(self) -> Iterator[StepResult]:
         """The steps that are left of the run."""
@@ -84,14 +84,31 @@ class Trainer:
         with clock("step"):
             self.sampler.sync(self.policy, self.steps_done)
         applied = {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
-        metrics: dict[str, float] = rollout_metrics(groups, samples) | token_metrics(updates) | applied
+        metrics: dict[str, float] = rollout_metrics(groups, samples) | token_metrics(updates) | applied | self.tools.metrics
         metrics |= {"lr": float(self.schedule.get_last_lr()[0]), "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
         return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
 
     def annotate(self, groups: list[Group]) -> None:
         """The method's feedback stages, in their order."""
+        self.tools.metrics.clear()
         for write in self.method.feedback:
             write(groups, self.tools)
+
+    def _tools(self, task: Task) -> Tools:
+        return Tools(
+            sampler=self.sampler,
+            policy=self.policy,
+            readers=self.readers,
+            grade=self.grade,
+            task=task,
+            score=self._score,
+            problems=self.stream.problems,
+            memory={},
+            metrics={},
+        )
+
+    def _score(self, groups: list[Group]) -> list[Scored]:
+        return score_groups(groups, policy=self.policy, readers=self.readers, method=self.method, budget=self.settings.tokens_per_batch)
 
     def _rollouts(self, clock: "_Clock") -> list[Group]:
         with clock("sample"):

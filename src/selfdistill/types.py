@@ -68,6 +68,10 @@ class Rollout:
     """Texts written about this rollout, by kind: environment, critique, ..."""
     annotations: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """One number a completion token, by name: step deltas, masks. Travels into TokenSignals."""
+    labels: tuple[Mapping[int, float], ...] | None = None
+    """What the label term teaches at each completion token, as probabilities by token id; None: the token itself."""
+    windows: list["Rollout"] = field(default_factory=list)
+    """Continuations from inside this rollout that a feedback stage wrote; a part of kind labels reads them, nothing else does."""
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -171,6 +175,9 @@ class Batch:
     proximal_logp: Float[Tensor, " tokens"] | None
     """Log-probabilities of the trainer's weights before the first update on this step's rollouts; None: this update is the first."""
     annotations: Mapping[str, Float[Tensor, " tokens"]]
+    label_token: Int[Tensor, "tokens labels"]
+    label_share: Float[Tensor, "tokens labels"]
+    """Probabilities of the label's tokens, in rows filled up with zeros."""
     length: Int[Tensor, " samples"]
     """Tokens of the whole completion."""
     trained: Int[Tensor, " samples"]
@@ -205,6 +212,8 @@ class TokenSignals:
     """log S_t(y_t) at the loss temperature, with gradient."""
     policy_logp: Float[Tensor, " tokens"]
     """log S_t(y_t) at the sampling temperature, with gradient: what importance ratios are made of."""
+    label_kl: Float[Tensor, " tokens"]
+    """KL(label_t || S_t), with gradient: -log S_t(y_t) where the label is y_t itself; 0 unless the method asks for it."""
     entropy: Float[Tensor, " tokens"]
     """H(S_t) in nats, no gradient."""
     target_logp: Float[Tensor, " tokens"]

@@ -44,6 +44,24 @@ def test_tokens_follow_the_policys_distribution():
     assert chisquare(observed.numpy(), (expected * observed.sum() / expected.sum()).numpy()).pvalue > 0.001
 
 
+def test_prompts_of_ids_are_completed_in_their_order_and_by_whom_is_asked():
+    """As a window is written: half a rollout continued, by the student and by another model, each with its own log-probs."""
+    policy, teacher = tiny_policy(), tiny_policy(seed=5)
+    sampler = TransformersSampler(policy=policy, max_completion_length=20, batch_size=2, version=3)
+    prompts = [[2, *range(6, 6 + n)] for n in (9, 2, 5, 2)]
+    writer = sampler.decoding(temperature=1.0, max_completion_length=4)
+    for model in (policy, teacher):
+        writer.sync(model, 3)
+        written = writer.complete(prompts)
+        assert [w.prompt_ids for w in written] == prompts and max(len(w.completion_ids) for w in written) == 4
+        for rollout in written:
+            assert rollout.policy_version == 3
+            assert rollout.behavior_logp == pytest.approx(reference_logp(model, rollout.prompt_ids, rollout.completion_ids), abs=2e-4)
+    assert sampler.policy is policy and sampler.max_completion_length == 20 and sampler.complete([]) == []
+    with pytest.raises(ValueError, match="256 positions"):
+        writer.complete([[7] * 253])
+
+
 def test_greedy_decoding_takes_the_likeliest_token():
     policy = tiny_policy()
     sampler = TransformersSampler(policy=policy, max_completion_length=6, temperature=0.0)

@@ -22,6 +22,7 @@ from selfdistill.methods.sdft import sdft
 from selfdistill.methods.sdpo import sdpo, sdpo_trust_region
 from selfdistill.methods.sft import sft
 from selfdistill.methods.step_critique import step_critique
+from selfdistill.methods.topd import topd, topd_self
 
 METHODS: tuple[Callable[..., Method], ...] = (
     sft,
@@ -47,6 +48,8 @@ METHODS: tuple[Callable[..., Method], ...] = (
     step_critique,
     exprl,
     exprl_process,
+    topd,
+    topd_self,
 )
 """What stands alone; each is found by its function's name."""
 

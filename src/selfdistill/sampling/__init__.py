@@ -21,6 +21,10 @@ class Sampler(Protocol):
         """Whether a problem's prompt leaves room for a completion; where it does not, `sample` raises."""
         ...
 
+    def complete(self, prompts: Sequence[list[int]]) -> list[Rollout]:
+        """One completion of every prompt of token ids, in their order: a window is the completion of a prompt and half a rollout."""
+        ...
+
     def write(self, problem: Problem, text: str) -> Rollout:
         """A given text as if it had been sampled; its log-probs are 0."""
         ...
@@ -33,5 +37,8 @@ class Sampler(Protocol):
         ...
 
     def sync(self, policy: "Policy", version: int) -> None:
-        """Samples from these weights from now on; `version` is the number of optimizer steps behind them."""
+        """Samples from these weights from now on; `version` is the number of optimizer steps behind them.
+
+        On what `decoding` returns it leaves the original as it is, so a stage lets a teacher write that way.
+        """
         ...

@@ -42,16 +42,26 @@ class TransformersSampler:
 
     def sample(self, problems: Sequence[Problem], n: int) -> list[Group]:
         """n completions a problem; prompts of like length share a batch."""
-        prompts = [self._prompt(problem) for problem in problems]
-        asked = sorted(((p, i) for p in range(len(problems)) for i in range(n)), key=lambda pair: len(prompts[pair[0]]))
-        rollouts: dict[tuple[int, int], Rollout] = {}
-        for batch in _batches(asked, self.batch_size):
-            written = self._generate([prompts[p] for p, _ in batch])
-            for (p, i), (ids, logp, truncated) in zip(batch, written, strict=True):
-                rollouts[p, i] = self._rollout(prompts[p], ids, logp, truncated=truncated, index=i)
+        written = self.complete([ids for ids in map(self._prompt, problems) for _ in range(n)])
+        for i, rollout in enumerate(written):
+            rollout.index = i % n
+        return [Group(problem=problem, rollouts=written[p * n : (p + 1) * n]) for p, problem in enumerate(problems)]
+
+    def complete(self, prompts: Sequence[list[int]]) -> list[Rollout]:
+        """One completion a prompt of token ids. Raises ValueError where one leaves no room for it in the model's positions."""
+        limit, longest = self.policy.max_length, max(map(len, prompts), default=0)
+        if limit is not None and longest + self.max_completion_length > limit:
+            raise ValueError(
+                f"{longest} tokens and a completion of {self.max_completion_length} are together above the model's {limit} positions; "
+                f"lower sampling.max_completion_length"
+            )
+        rollouts: dict[int, Rollout] = {}
+        for batch in _batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), self.batch_size):
+            for i, (ids, logp, truncated) in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
+                rollouts[i] = self._rollout(prompts[i], ids, logp, truncated=truncated, index=0)
             if self.on_progress:
-                self.on_progress(len(rollouts), len(asked))
-        return [Group(problem=problem, rollouts=[rollouts[p, i] for i in range(n)]) for p, problem in enumerate(problems)]
+                self.on_progress(len(rollouts), len(prompts))
+        return [rollouts[i] for i in range(len(prompts))]
 
     def has_room(self, problem: Problem) -> bool:
         """Whether the prompt is within its limit and leaves the completion's length free in the model's positions."""
@@ -200,6 +210,6 @@ def _cut(row: list[int], logp: list[float], stops: Sequence[int]) -> tuple[list[
     return row[:length], logp[:length], end is None
 
 
-def _batches(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
+def _batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -29,7 +29,7 @@ def test_skipped_tokens_still_count_in_the_length():
     """Positions are places in the completion, trained or not."""
     whole, batch = batch_of((10,)), batch_of((10,))
     kept = torch.arange(3, 10)
-    columns = ("token", "student_token", "sample", "position", "behavior_logp")
+    columns = ("token", "student_token", "sample", "position", "behavior_logp", "label_token", "label_share")
     part = replace(batch, trained=torch.tensor([7]), **{name: getattr(batch, name)[kept] for name in columns})
     schedule = PositionSigmoid()
     torch.testing.assert_close(schedule(signals_of(part)), schedule(signals_of(whole))[kept])

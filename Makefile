@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	if [ -n "$(TORCH_INDEX)" ] && $(BIN)/pip download --quiet --no-deps --dest $(VENV)/torch --index-url "$(TORCH_INDEX)" --retries 1 --timeout 15 "$(TORCH)" 2>/dev/null; \
 	then $(BIN)/pip install --quiet $(VENV)/torch/*.whl -c constraints.txt; rm -rf $(VENV)/torch; \
 	else $(BIN)/pip install --quiet "$(TORCH)" -c constraints.txt; fi; \
-	$(BIN)/pip install --quiet -e '.[dev,gguf,transport]' -c constraints.txt; \
+	$(BIN)/pip install --quiet -e '.[dev,gguf,transport,endpoint]' -c constraints.txt; \
 	echo $$(( $$(date +%s) - start )) > $(VENV)/.installed; \
 	echo "installed into $(VENV) in $$(cat $(VENV)/.installed) s"
 

@@ -48,6 +48,7 @@ def test_weights_and_credits_are_not_differentiated():
 def test_a_term_with_coefficient_zero_is_not_computed():
     class Never:
         reads_teacher = reads_advantage = True
+        reads_annotation = None
 
         def __call__(self, *args):
             raise AssertionError("a coefficient of zero must compute nothing")

@@ -27,15 +27,13 @@ class GroupRelative:
 
 @runtime_checkable
 class Credit(Protocol):
-    """TokenSignals -> [tokens], what the policy gradient multiplies. It says what it reads, so that rows without signal are skipped."""
+    """TokenSignals -> [tokens], what the policy gradient multiplies. It says what it reads, so that rows without signal are skipped.
+
+    One that reads numbers a feedback stage wrote names them as `reads_annotation`.
+    """
 
     reads_teacher: ClassVar[bool]
     reads_advantage: ClassVar[bool]
-
-    @property
-    def reads_annotation(self) -> str | None:
-        """The name of the numbers a feedback stage wrote a token; None: it reads none."""
-        ...
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]: ...
 
@@ -46,7 +44,6 @@ class OutcomeCredit:
 
     reads_teacher: ClassVar[bool] = False
     reads_advantage: ClassVar[bool] = True
-    reads_annotation: ClassVar[str | None] = None
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return signals.advantage
@@ -58,7 +55,6 @@ class TeacherCredit:
 
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = False
-    reads_annotation: ClassVar[str | None] = None
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return signals.log_ratio
@@ -71,7 +67,6 @@ class BlendedCredit:
     outcome_share: float
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = True
-    reads_annotation: ClassVar[str | None] = None
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return self.outcome_share * signals.advantage + (1 - self.outcome_share) * signals.log_ratio
@@ -79,7 +74,7 @@ class BlendedCredit:
 
 @dataclass(frozen=True)
 class ReweightedCredit:
-    """A_t = A clip(exp(sign(A) Delta_t), 1 - clip, 1 + clip): the outcome says which way, the teacher how much (RLSD)."""
+    """A_t = A clip(exp(sign(A) Delta_t), 1 - clip, 1 + clip): the outcome says which way, the teacher how much (RLSD, 2604.03128)."""
 
     clip: float = 0.2
     reads_teacher: ClassVar[bool] = True

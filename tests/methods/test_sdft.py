@@ -2,12 +2,13 @@
 
 import torch
 from scene import Scene, kl
+from stepping import ScriptedSampler
 
 from selfdistill.methods import sdft
 from selfdistill.types import Group
 
 
-class Replay:
+class Replay(ScriptedSampler):
     """A sampler that hands out the scene's rollouts."""
 
     def __init__(self, groups: list[Group]) -> None:
@@ -15,12 +16,6 @@ class Replay:
 
     def sample(self, problems, n):
         return self.groups
-
-    def write(self, problem, text):
-        raise AssertionError("nothing is written")
-
-    def sync(self, policy, version):
-        """Nothing to take over."""
 
 
 def test_equation_with_the_methods_own_source():

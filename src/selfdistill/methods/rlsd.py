@@ -1,4 +1,4 @@
-"""RLSD: outcome credit whose size at each token is the privileged reading's opinion of it."""
+"""RLSD (2604.03128): outcome credit whose size at each token is the privileged reading's opinion of it."""
 
 from dataclasses import replace
 

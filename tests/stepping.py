@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,8 +30,11 @@ NAMES = [f.__name__ for f in METHODS] + CONTROLLED
 NAMES += [f"{w.__name__}({inner})" for w in WRAPPERS if w not in CONTROLS for inner in ("hsd", "opsd", "purified_opsd")]
 
 
+SKILLS = str(Path(__file__).parent / "fixtures" / "skills.json")
 # a random model's judgements hold no score, so rollouts of theirs would be left out of the loss
 JUDGED = {"exprl": {"judge": StepJudge()}, "exprl_process": {"judge": StepJudge(), "steps": ClosedBy(" ")}}
+# nor does it write skills
+GIVEN = JUDGED | {"sgsd": {"bank": SKILLS}}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def _holds(word: str) -> bool:
 
 def method_named(name: str) -> Method:
     """A method that needs no second checkpoint, and no writer that makes sense."""
-    method = build_method(name, JUDGED.get(name, {}), max_completion_length=16)
+    method = build_method(name, GIVEN.get(name, {}), max_completion_length=16)
     return replace(method, teacher=Frozen()) if isinstance(method.teacher, External) else method
 
 

@@ -12,7 +12,22 @@ SOURCE = Path(selfdistill.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 PARTS = (
-    *("sources", "conversations", "contexts", "notes", "null_contexts", "feedback", "peers", "rubrics", "writers", "critics", "judges", "steps"),
+    *(
+        "sources",
+        "conversations",
+        "contexts",
+        "notes",
+        "null_contexts",
+        "feedback",
+        "peers",
+        "rubrics",
+        "skills",
+        "retrieval",
+        "writers",
+        "critics",
+        "judges",
+        "steps",
+    ),
     *("windows", "transport", "labels", "targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions", "teachers"),
 )
 LAYERS = (

@@ -12,11 +12,12 @@ from selfdistill.conversations import RawSharded
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_conversation, build_method
-from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd, topd
+from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd, sgsd, topd
 from selfdistill.policy_losses import ClippedRatio
 from selfdistill.rubrics import QuestionRubric
+from selfdistill.skills import WrittenLessons
 from selfdistill.teachers import EMA, External, Frozen, Live
-from selfdistill.writers import Checkpoint, Teacher
+from selfdistill.writers import Checkpoint, Student, Teacher
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.name.removesuffix(".toml") for p in (files("selfdistill") / "assets" / "recipes").iterdir() if p.name != "tiny_base.toml")
@@ -141,6 +142,10 @@ def test_recipes_hold_the_papers_settings():
     assert (transported.optimizer.lr, transported.optimizer.max_grad_norm, transported.optimizer.warmup_steps) == (2e-6, 1.0, 0.05 * transported.steps)
     assert (transported.sampling.max_completion_length, transported.sampling.num_generations * transported.prompts_per_step) == (8000, 4)
     assert method_of(transported) == topd(teacher=External("Qwen/Qwen3-30B-A3B"))
+    skilled = load_settings("sgsd")
+    assert (skilled.optimizer.lr, skilled.prompts_per_step, skilled.sampling.num_generations, skilled.steps) == (5e-6, 16, 1, 200)
+    assert (skilled.model.lora.r, skilled.model.lora.alpha, skilled.sampling.thinking, method_of(skilled).context.thinking) == (64, 128, False, True)
+    assert method_of(skilled) == sgsd(extractor=WrittenLessons(Student(max_completion_length=4096)))
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
     told = load_settings("ccopd")
     assert (told.optimizer.lr, told.model.lora.r, told.model.lora.alpha) == (3e-5, 16, 32)

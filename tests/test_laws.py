@@ -21,7 +21,7 @@ from selfdistill.packing import pack
 from selfdistill.policy_losses import ClippedRatio, SequenceRatio
 from selfdistill.samples import training_samples
 from selfdistill.targets import PMI, TeacherDistribution, TrustRegion
-from selfdistill.token_weights import ImportanceCap, PositionSigmoid, Product, TeacherConfidence, TeacherUnsure, Uniform
+from selfdistill.token_weights import ContentMean, ImportanceCap, PolarityGate, PositionSigmoid, Product, Reporting, TeacherConfidence, TeacherUnsure, Uniform
 from selfdistill.types import Teaching, TokenSignals, View
 
 TOKENS, VOCAB = 40, 23
@@ -76,6 +76,9 @@ WEIGHTS = [
     ImportanceCap(2.0),
     Product((PositionSigmoid(), Uniform(0.5))),
     TeacherConfidence(),
+    ContentMean(),
+    PolarityGate(),
+    PolarityGate(clip=0.2, threshold=0.0),
     TeacherUnsure(0.5),
     LaterHalf(),
 ]
@@ -95,7 +98,7 @@ def test_every_registered_part_of_these_kinds_is_tested_here():
     assert registered == tested - {SquaredHellinger, Sharpened, LaterHalf, WhereUnsure}
     for module in (divergences, targets, token_weights, advantages):
         own = {v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__}
-        assert own - {Credit} <= set(PARTS.values())
+        assert own - {Credit, Reporting} <= set(PARTS.values())
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
@@ -140,13 +143,15 @@ def perturbed_elsewhere(signals: TokenSignals, sample: int) -> TokenSignals:
     behavior = torch.where(other, signals.batch.behavior_logp - 0.9, signals.batch.behavior_logp)
     advantage = torch.where(torch.arange(len(signals.batch.advantage)) != sample, signals.batch.advantage + 0.6, signals.batch.advantage)
     notes = {name: torch.where(other, value + 5, value) for name, value in signals.batch.annotations.items()}
-    return TokenSignals(batch=replace(signals.batch, behavior_logp=behavior, advantage=advantage, annotations=notes), **noise)
+    reward = torch.where(torch.arange(len(advantage)) != sample, 1 - signals.batch.reward, signals.batch.reward)
+    return TokenSignals(batch=replace(signals.batch, behavior_logp=behavior, advantage=advantage, reward=reward, annotations=notes), **noise)
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=str)
 def test_token_weight_never_crosses_samples(weight):
     """Law 2: whatever happens in the other rollouts, and whether they are there at all."""
-    signals = signals_of(batch_of((5, 1, 8)))
+    batch = batch_of((5, 1, 8), rewards=(1.0, 0.0, 1.0))
+    signals = signals_of(replace(batch, annotations={"content": (batch.position != 2).float()}))
     weights = weight(signals)
     assert weights.unique().numel() > 1 or isinstance(weight, Uniform)
     for sample in range(3):
@@ -203,7 +208,7 @@ class Repeated:
     weights: tuple[float, ...] = (1.0, 2.0, 5.0)
 
     def __call__(self, rollout, group):
-        return [replace(t, weight=w) for t in self.context(rollout, group) for w in self.weights]
+        return [replace(t, weight=t.weight * w) for t in self.context(rollout, group) for w in self.weights]
 
 
 def found(method, monkeypatch, *, budget: int = 10**6, chunk: int | None = None):

@@ -24,6 +24,7 @@ from selfdistill.method import Method
 from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, grpo_plus, hsd, opsd, pw_opsd, rcsd, shuffled_context
 from selfdistill.models import Policy
+from selfdistill.skills import TaskLessons
 from selfdistill.sources import Sharded
 from selfdistill.steps import ClosedBy
 from selfdistill.teachers import External
@@ -55,6 +56,13 @@ class Lookup:
         """Two steps: what stands in every completion, and the answer."""
         preamble, answer = completion[: len(PREAMBLE)], completion[len(PREAMBLE) :].strip()
         return [Spoken(preamble, preamble != PREAMBLE), Spoken(answer, answer != problem.answer)]
+
+    def lessons(self, problem, completion):
+        """Which answer a right completion gave, and which one a wrong completion gave: skills that help with some problems and harm others."""
+        answer = (completion.split() or [""])[-1]
+        if self.verify(problem, completion):
+            return [{"title": answer, "principle": "Give this answer.", "when": "It is right."}]
+        return [{"description": answer, "why": "It was guessed.", "avoid": "Look it up."}] if answer in ANSWERS else []
 
 
 class ToldOverTurns(Lookup):
@@ -162,9 +170,10 @@ def learns(method: Method, *, lr: float) -> None:
 # one token's jump from 0.4 to 0.95 fills a tiny vocabulary's whole divergence, which the published entry clip of 0.05 would hide
 WIDE = ForwardKL(clip=1.0)
 NAMES = [f.__name__ for f in METHODS] + ["grpo_plus(hsd)"]
-# the model has not learned to criticise or to judge, so the table does
+# the model has not learned to criticise, to judge or to name skills, so the table does
 EXACT = {
     "step_critique": {"critic": TaskChecker()},
+    "sgsd": {"extractor": TaskLessons()},
     "exprl": {"judge": StepJudge()},
     "exprl_process": {"judge": StepJudge(), "steps": ClosedBy(PREAMBLE)},
 }

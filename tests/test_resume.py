@@ -28,6 +28,12 @@ class Words:
         first = (completion.split() or [""])[0]
         return float(first[1:].isdigit() and int(first[1:]) % 2 == 0)
 
+    def lessons(self, problem, completion):
+        """One a word: a skill of a right completion, a mistake of a wrong one."""
+        if self.verify(problem, completion):
+            return [{"title": w, "principle": "Say it.", "when": "Always."} for w in completion.split()]
+        return [{"description": w, "why": "Unknown.", "avoid": "Say another."} for w in completion.split()]
+
 
 @pytest.fixture
 def base(tmp_path):
@@ -66,8 +72,9 @@ LORA = {"model.lora": {"r": 4, "alpha": 8}}
         {"method": "opsd", **LORA},
         {"updates_per_step": 2, "method": "grpo"},
         {"method": "topd_self"},
+        {"method": {"name": "sgsd", "extractor": "TaskLessons()", "cold_start": 4, "every": 1}},
     ],
-    ids=["hsd-live", "sdpo-ema", "opsd-frozen", "sdpo-ema-lora", "opsd-lora", "grpo-two-updates", "topd-windows"],
+    ids=["hsd-live", "sdpo-ema", "opsd-frozen", "sdpo-ema-lora", "opsd-lora", "grpo-two-updates", "topd-windows", "sgsd-bank"],
 )
 def test_resume_is_bit_for_bit(base, tmp_path, changes):
     config = settings(base, tmp_path, **changes)
@@ -90,6 +97,7 @@ def test_resume_is_bit_for_bit(base, tmp_path, changes):
     moments = [[s["exp_avg"] for s in t.trainer.optimizer.state.values()] for t in (straight, second)]
     assert moments[0] and all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
     assert second.trainer.schedule.get_last_lr() == straight.trainer.schedule.get_last_lr()
+    assert second.trainer.tools.memory == straight.trainer.tools.memory
 
 
 def test_command_resumes_from_its_folder(base, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.templates import ENGLISH, FIELDS, check_template, load_templates
+from selfdistill.templates import ENGLISH, FIELDS, FRAGMENTS, WITHOUT_QUESTION, check_template, load_templates
 
 
 def test_every_kind_has_english_words_that_show_all_it_is_given() -> None:
@@ -14,16 +14,25 @@ def test_every_kind_has_english_words_that_show_all_it_is_given() -> None:
 
 
 def test_every_kind_closes_with_the_answer_format_on_both_sides() -> None:
-    """Those that ask for something else than an answer leave it out."""
+    """Those that ask for something else than an answer leave it out, and so do texts that go into another one."""
     for kind, text in ENGLISH.items():
-        assert text.rstrip().endswith("{instruction}") == ("request" not in kind), kind
-        assert text.count("{instruction}") == ("request" not in kind), kind
+        closes = "request" not in kind and kind not in FRAGMENTS
+        assert text.rstrip().endswith("{instruction}") == closes, kind
+        assert text.count("{instruction}") == closes, kind
 
 
-def test_the_question_opens_every_teacher_prompt_but_that_of_the_reference() -> None:
+def test_the_question_opens_every_prompt_that_is_about_one() -> None:
     for kind, text in ENGLISH.items():
-        assert text.startswith("{problem}") == (kind != "reference"), kind
-        assert ("{problem}" in text) == (kind != "reference"), kind
+        about_one = kind not in WITHOUT_QUESTION | FRAGMENTS
+        assert text.startswith("{problem}") == about_one, kind
+        assert ("{problem}" in text) == about_one, kind
+
+
+def test_a_fragment_may_show_a_part_of_what_it_is_given() -> None:
+    check_template("skill_item", "{title}")
+    for text, said in (("nothing", "leaves out"), ("{title} {problem}", r"names \{problem\}"), ("{title} {instruction}", r"names \{instruction\}")):
+        with pytest.raises(ValueError, match=said):
+            check_template("skill_item", text)
 
 
 def test_braces_in_the_texts_survive() -> None:

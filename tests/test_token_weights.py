@@ -7,7 +7,7 @@ import pytest
 import torch
 from stepping import batch_of, signals_of
 
-from selfdistill.token_weights import ImportanceCap, PositionSigmoid, Product, Uniform
+from selfdistill.token_weights import ContentMean, ImportanceCap, PolarityGate, PositionSigmoid, Product, Uniform
 
 LENGTHS = (7, 1, 12, 3)
 
@@ -49,3 +49,46 @@ def test_uniform_and_product():
     assert torch.equal(Uniform(0.771)(signals), torch.full((sum(LENGTHS),), 0.771))
     both = Product((PositionSigmoid(), ImportanceCap(), Uniform(0.5)))(signals)
     torch.testing.assert_close(both, PositionSigmoid()(signals) * ImportanceCap()(signals) * 0.5)
+
+
+def gated(rewards, deltas, content=None, **gate):
+    """(weights, signals) of rollouts whose log-ratios are written down."""
+    batch = batch_of(tuple(map(len, deltas)), rewards=rewards)
+    batch = replace(batch, annotations={} if content is None else {"content": torch.tensor([m for row in content for m in row])})
+    signals = signals_of(batch, logp=torch.full((len(batch.token),), -5.0), target_logp=torch.tensor([d for row in deltas for d in row]) - 5.0)
+    return PolarityGate(**gate)(signals), signals
+
+
+def test_polarity_gate_takes_sides_by_the_rollouts_outcome():
+    """Right and supported, right and opposed, wrong and supported, wrong and opposed, undecided."""
+    weights, _ = gated([1.0, 1.0, 0.0, 0.0, 1.0], [[0.2, 0.2], [-0.2, -0.2], [0.2, 0.2], [-0.2, -0.2], [0.04, 0.04]])
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 0.0, 0.0]))
+
+
+def test_polarity_gate_clips_each_token_before_the_mean():
+    """One token of 9 nats does not outvote four of -1: clipped at 3 it is 3 - 4 < 0."""
+    (first, *_), _ = gated([1.0], [[9.0, -1.0, -1.0, -1.0, -1.0]])
+    assert first == -1
+    (first, *_), _ = gated([1.0], [[9.0, -1.0, -1.0, -1.0, -1.0]], clip=10.0)
+    assert first == 1
+
+
+def test_masked_tokens_are_in_neither_mean():
+    weights, signals = gated([1.0, 1.0], [[-3.0, 0.3, 0.3, 0.3], [1.0, 1.0]], content=[[0.0, 1.0, 1.0, 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(weights, torch.tensor([0.0, 2.0, 2.0, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(ContentMean()(signals), torch.tensor([0.0, 2.0, 2.0, 0.0, 0.0, 0.0]))
+    by_length = (weights * signals.divergence)[:4].sum() / 4
+    torch.testing.assert_close(by_length, signals.divergence[1:3].mean())
+
+
+def test_a_gate_reports_through_a_product():
+    _, signals = gated([1.0, 0.0], [[4.0, 1.0], [0.01, 0.01]])
+    means = {name: float(total / count) for name, (total, count) in Product((PolarityGate(), Uniform(2.0))).means(signals).items()}
+    expected = {"helpful_share": 0.5, "harmful_share": 0.0, "neutral_share": 0.5, "support": (2.0 + 0.01) / 2, "support_clip_share": 0.25}
+    assert means == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_gate_that_could_not_open_is_refused():
+    for given in ({"clip": 0.0}, {"threshold": -0.1}):
+        with pytest.raises(ValueError, match="PolarityGate"):
+            PolarityGate(**given)

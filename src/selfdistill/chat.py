@@ -42,7 +42,7 @@ class Chat:
         ]
         # a template may drop or repeat parts of a message, so marks are taken as they come
         pieces = re.split(f"{fence}(\\d+){fence}", self.render(guarded, thinking))
-        return [token for i, piece in enumerate(pieces) for token in (self._plain(written[int(piece)]) if i % 2 else self._ids(piece))]
+        return [token for i, piece in enumerate(pieces) for token in (self._spelled(written[int(piece)]) if i % 2 else self._ids(piece))]
 
     def render(self, messages: Sequence[Message], thinking: bool | None = None, *, header: bool = True) -> str:
         """The chat as the template's text."""
@@ -52,12 +52,17 @@ class Chat:
 
     def completion(self, text: str) -> list[int]:
         """A completion's ids, special tokens as plain text, closed by the token that ends an assistant's turn where there is one."""
+        ids = self.plain(text)
+        return ids if self.end_id is None else [*ids, self.end_id]
+
+    def plain(self, text: str) -> list[int]:
+        """A text's ids outside of any chat, special tokens as plain text."""
         pieces = self._special.split(text)
         written = self._special.findall(text)
         ids = self._ids(pieces[0])
         for special, piece in zip(written, pieces[1:], strict=True):
-            ids += self._plain(special) + self._ids(piece)
-        return ids if self.end_id is None else [*ids, self.end_id]
+            ids += self._spelled(special) + self._ids(piece)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -76,7 +81,7 @@ class Chat:
         probe = "\ue002"
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
         closing = self._ids(self.render(turns, header=False).rpartition(probe)[2])
-        return next((token for token in closing if token in self._special_ids), special_id(self.tokenizer, "eos"))
+        return next((token for token in closing if token in self.special_ids), special_id(self.tokenizer, "eos"))
 
     @cached_property
     def _headers(self) -> list[list[int]]:
@@ -95,7 +100,8 @@ class Chat:
         return added | dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
+        """Ids of every special token but the one for unknown words, which stands for text."""
         return frozenset(self._special_tokens.values()) - {special_id(self.tokenizer, "unk")}
 
     @cached_property
@@ -104,10 +110,10 @@ class Chat:
         longest_first = sorted(self._special_tokens, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def _plain(self, special: str) -> list[int]:
+    def _spelled(self, special: str) -> list[int]:
         """A special token's text in ordinary tokens, letter by letter where the vocabulary holds it as a word."""
         ids = self._ids(special, split_special_tokens=True)
-        return [i for letter in special for i in self._ids(letter)] if self._special_ids.intersection(ids) else ids
+        return [i for letter in special for i in self._ids(letter)] if self.special_ids.intersection(ids) else ids
 
     def _ids(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]

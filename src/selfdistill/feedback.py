@@ -13,7 +13,9 @@ from selfdistill.contexts import Context
 from selfdistill.critics import Critic
 from selfdistill.judges import Attempt, Judge
 from selfdistill.notes import NOTE, note_request
+from selfdistill.retrieval import Retrieval
 from selfdistill.rubrics import RubricSource
+from selfdistill.skills import FIELDS, MEMORY, Bank, Extractor, cold_bank, extend, graded, read_bank
 from selfdistill.steps import OpenedBy, Splitter, step_of_token
 from selfdistill.tools import Tools
 from selfdistill.types import Group, Note, Rollout
@@ -148,3 +150,82 @@ class JudgeSteps:
         deltas = [known[0] - known[-1], *(later - earlier for earlier, later in pairwise(known))]
         places = step_of_token(rollout.completion_ids, pieces, tools.policy.chat.decode)
         rollout.annotations[self.name] = tuple(deltas[place] for place in places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepSkills:
+    """memory["skills"]: read from `path` or built from the model's own rollouts where a run has none, extended while the model fails (SGSD).
+
+    Each `every` steps, by the rollouts' own count of steps: if under `below` of the step's graded rollouts are right, at most `add` items.
+    Warns where there is no pair to teach from.
+    """
+
+    extractor: Extractor
+    path: str | None = None
+    """JSON in place of the cold start; a checkpoint's memory.json will do."""
+    cold_start: int = 256
+    """Problems that are rolled out once."""
+    most: int = 3
+    """Items from one rollout."""
+    every: int = 25
+    """Steps; 0: never."""
+    below: float = 0.8
+    add: int = 5
+    capacity: int = 30
+    """Items that were added on the way; the oldest leave."""
+
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
+        version = max((r.policy_version for g in groups for r in g.rollouts), default=0)
+        if MEMORY not in tools.memory:
+            bank = read_bank(self.path) if self.path else cold_bank(self.extractor, tools, problems=self.cold_start, most=self.most)
+            tools.memory[MEMORY] = bank
+            self._warn(bank)
+        elif self.every and version and version % self.every == 0 and self._fails(groups):
+            limits = {"add": self.add, "most": self.most, "capacity": self.capacity}
+            extend(tools.memory[MEMORY], groups, self.extractor, tools, added=version, **limits)
+        bank = tools.memory[MEMORY]
+        tools.metrics.update({f"bank_{kind}": float(len(bank[kind])) for kind in FIELDS})
+        tools.metrics.update({"bank_added": float(sum(bool(i["added"]) for k in FIELDS for i in bank[k])), "bank_unparsable": float(bank["unparsable"])})
+
+    def _fails(self, groups: list[Group]) -> bool:
+        right = [(rollout.reward or 0) >= 1 for rollout, _ in graded(groups)]
+        return bool(right) and sum(right) / len(right) < self.below
+
+    def _warn(self, bank: Bank) -> None:
+        if not all(bank[kind] for kind in FIELDS):
+            log.warning(
+                "the skill bank has %d skills and %d mistakes (%d answers of %s could not be read), so there is no pair to teach from; "
+                "set method.extractor or method.bank",
+                *(len(bank["skills"]), len(bank["mistakes"]), bank["unparsable"], self.extractor),
+            )
+
+
+@dataclass(frozen=True)
+class RetrieveSkills:
+    """notes["skill"]: the pairs of a skill and a mistake that each problem's teachers read, from the bank that `KeepSkills` keeps (SGSD)."""
+
+    retrieval: Retrieval
+    pairs: int = 8
+
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
+        for group, notes in zip(groups, self.retrieval(groups, tools.memory[MEMORY], tools, self.pairs), strict=True):
+            group.notes["skill"] = notes
+
+
+@dataclass(frozen=True)
+class MarkContent:
+    """annotations["content"]: 1 where a completion token says something, 0 at special tokens, think tags and tokens that are newlines only (SGSD).
+
+    [open] A think tag that a tokenizer spells in several tokens counts as content.
+    """
+
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
+        special, decode = tools.policy.chat.special_ids, tools.policy.tokenizer.decode
+        ids = {token for g in groups for r in g.rollouts for token in r.completion_ids}
+        silent = {token for token in ids if token in special or _silent(str(decode([token])))}
+        for rollout in (r for g in groups for r in g.rollouts):
+            rollout.annotations["content"] = tuple(float(token not in silent) for token in rollout.completion_ids)
+
+
+def _silent(text: str) -> bool:
+    return text.strip() in ("<think>", "</think>") or (not text.strip() and "\n" in text)

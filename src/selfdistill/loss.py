@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfdistill.method import Method
+from selfdistill.token_weights import Reporting
 from selfdistill.types import TokenSignals
 
 
@@ -19,6 +20,7 @@ def objective(method: Method, signals: TokenSignals) -> tuple[Float[Tensor, ""],
     terms = []
     if method.distill_coef:
         terms.append(("distill", batch.distill_scale, method.token_weight(signals).detach() * signals.divergence))
+        sums |= _reported(method.token_weight, signals)
     if method.policy_coef:
         surrogate, clipped = method.policy_loss(signals, method.credit(signals).detach())
         terms.append(("policy", batch.policy_scale, -surrogate))
@@ -30,6 +32,12 @@ def objective(method: Method, signals: TokenSignals) -> tuple[Float[Tensor, ""],
     parts = {name: (scale[batch.sample] * value).sum() for name, scale, value in terms}
     loss = torch.stack(list(parts.values())).sum()
     return loss, {f"loss_{name}": part.detach() for name, part in parts.items()} | _sums(signals, counted) | sums
+
+
+def _reported(part: object, signals: TokenSignals) -> dict[str, Float[Tensor, ""]]:
+    """What a part has to say of itself, as totals and what they are to be divided by."""
+    means = part.means(signals) if isinstance(part, Reporting) else {}
+    return {f"{what}_{name}": value.detach() for name, pair in means.items() for what, value in zip(("total", "count"), pair, strict=True)}
 
 
 def _sums(signals: TokenSignals, counted: Float[Tensor, " tokens"]) -> dict[str, Float[Tensor, ""]]:

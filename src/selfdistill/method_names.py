@@ -21,7 +21,9 @@ from selfdistill import (
     peers,
     policy_losses,
     reductions,
+    retrieval,
     rubrics,
+    skills,
     sources,
     steps,
     targets,
@@ -39,7 +41,7 @@ from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 
 KINDS = (
     *(advantages, contexts, conversations, critics, divergences, judges, labels, notes, null_contexts, peers, policy_losses),
-    *(reductions, rubrics, sources, steps, targets, teachers, token_weights, transport, windows, writers),
+    *(reductions, retrieval, rubrics, skills, sources, steps, targets, teachers, token_weights, transport, windows, writers),
 )
 """The modules whose parts a setting may name."""
 PARTS: Mapping[str, type] = {

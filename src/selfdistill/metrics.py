@@ -22,14 +22,15 @@ def rollout_metrics(groups: Sequence[Group], samples: Sequence[TrainingSample]) 
 
 
 def token_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Sums over tokens as means: over all trained tokens, or over taught ones for what the target says."""
+    """Sums over tokens as means: over all trained tokens, over taught ones for what the target says, over a part's own count for what it reports."""
     tokens, taught = max(sums.get("tokens", 0), 1), max(sums.get("taught_tokens", 0), 1)
     per_token = ("entropy", "reference_kl", "engine_gap", "clipped")
     per_taught = ("target_entropy", "divergence", "log_ratio")
     names = {"clipped": "clip_share"}
     means = {names.get(n, n): sums[n] / tokens for n in per_token if n in sums} | {n: sums[n] / taught for n in per_taught if n in sums}
     losses = {n: v for n, v in sums.items() if n.startswith("loss_")}
-    return means | losses | {"loss": sum(losses.values()), "trained_tokens": sums.get("tokens", 0.0)}
+    own = {n.removeprefix("total_"): v / max(sums["count_" + n.removeprefix("total_")], 1) for n, v in sums.items() if n.startswith("total_")}
+    return means | own | losses | {"loss": sum(losses.values()), "trained_tokens": sums.get("tokens", 0.0)}
 
 
 def _mean(values: Sequence[float]) -> float:

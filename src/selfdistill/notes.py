@@ -1,5 +1,6 @@
-"""Contexts over what a feedback stage noted about a problem or a prompt: rubrics, and a reader's own note on what it was shown."""
+"""Contexts over what a feedback stage noted about a problem or a prompt: rubrics, pairs of skill and mistake, a reader's own note on what it was shown."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -38,6 +39,41 @@ class SolutionForRubric(Solution):
     """The reference solution, shown to the teacher of whoever is asked for a rubric (RCSD, stage 1)."""
 
     kind: ClassVar[str] = "rubric_request_solution"
+
+
+@dataclass(frozen=True)
+class Skills:
+    """One teacher for each pair of a skill and a mistake that `RetrieveSkills` noted, with the share softmax_k(score_k) (SGSD).
+
+    [open] A rollout without a reward is untaught: its teachers could be neither right nor wrong.
+    """
+
+    thinking: bool | None = None
+    """The teacher's chat-template flag; None: the template's default."""
+    kind: ClassVar[str] = "skill"
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
+        notes = group.notes.get("skill", ())
+        known = self.known(group)
+        if rollout.reward is None or known is None:
+            return []
+        weights = [math.exp(note.score - max(n.score for n in notes)) for note in notes]
+        views = [View(messages=worded(group.problem, self.kind, {**note.fields, **known}), thinking=self.thinking) for note in notes]
+        return [Teaching(views={"teacher": view}, weight=weight / sum(weights)) for view, weight in zip(views, weights, strict=True)]
+
+    def known(self, group: Group) -> Mapping[str, str] | None:
+        """What the teachers read besides their pairs; None leaves the group untaught."""
+        return {}
+
+
+@dataclass(frozen=True)
+class SkillsAndAnswer(Skills):
+    """The ablation: the same pairs, each beside the problem's final answer (SGSD, answer in context)."""
+
+    kind: ClassVar[str] = "skill_answer"
+
+    def known(self, group: Group) -> Mapping[str, str] | None:
+        return {"answer": group.problem.answer} if group.problem.answer else None
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,22 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "note_request": frozenset(),
     "noted": frozenset({"note"}),
     "skill": frozenset({"skill", "mistake"}),
+    "skill_answer": frozenset({"skill", "mistake", "answer"}),
+    "skill_item": frozenset({"title", "principle", "when"}),
+    "mistake_item": frozenset({"description", "why", "avoid"}),
+    "skill_request": frozenset({"attempt", "most"}),
+    "mistake_request": frozenset({"attempt", "most"}),
+    "skill_merge_request": frozenset({"items"}),
+    "mistake_merge_request": frozenset({"items"}),
     "critique": frozenset({"critique"}),
     "critique_request": frozenset({"truth", "attempt"}),
     "judge_request": frozenset({"truth", "attempt"}),
 }
 """What each kind is given besides {problem} and {instruction}."""
+WITHOUT_QUESTION = frozenset({"reference", "skill_merge_request", "mistake_merge_request"})
+"""Kinds read without a question: for a reference that is the method's point, and requests to merge are about no single problem."""
+FRAGMENTS = frozenset({"skill_item", "mistake_item"})
+"""Texts that go into another template, without question or answer format; they may show a part of what they are given."""
 
 
 def read_templates(path: Traversable) -> Mapping[str, str]:
@@ -51,7 +62,7 @@ def load_templates(path: str | Path) -> dict[str, str]:
 
 
 def check_template(kind: str, text: object) -> None:
-    """Raises ValueError unless the text names all that its kind is given, the problem with it, and nothing else."""
+    """Raises ValueError unless the text names all that its kind is given (a fragment: some of it), the problem with it, and nothing else."""
     if kind not in FIELDS:
         raise ValueError(f"there is no template {kind!r}{nearest(kind, FIELDS)}; the kinds are {', '.join(FIELDS)}")
     if not isinstance(text, str):
@@ -60,10 +71,9 @@ def check_template(kind: str, text: object) -> None:
         named = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError as error:
         raise ValueError(f"the template {kind!r} has a stray brace ({error}); write {{{{ and }}}} for braces of its own") from error
-    # a reference is read without its question: that view is the method's point
-    needed = FIELDS[kind] if kind == "reference" else FIELDS[kind] | {"problem"}
-    allowed = needed | {"instruction"}
+    needed = FIELDS[kind] if kind in WITHOUT_QUESTION | FRAGMENTS else FIELDS[kind] | {"problem"}
+    allowed = needed if kind in FRAGMENTS else needed | {"instruction"}
     if unknown := sorted(named - allowed):
         raise ValueError(f"the template {kind!r} names {{{unknown[0]}}}; it may name {', '.join(f'{{{name}}}' for name in sorted(allowed))}")
-    if missing := sorted(needed - named):
+    if (missing := sorted(needed - named)) and not (kind in FRAGMENTS and named):
         raise ValueError(f"the template {kind!r} leaves out {{{missing[0]}}}, which would never be read")

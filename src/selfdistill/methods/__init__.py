@@ -21,6 +21,7 @@ from selfdistill.methods.rlsd import rlsd
 from selfdistill.methods.sdft import sdft
 from selfdistill.methods.sdpo import sdpo, sdpo_trust_region
 from selfdistill.methods.sft import sft
+from selfdistill.methods.sgsd import sgsd
 from selfdistill.methods.step_critique import step_critique
 from selfdistill.methods.topd import topd, topd_self
 
@@ -45,6 +46,7 @@ METHODS: tuple[Callable[..., Method], ...] = (
     rcsd_writer,
     rcsd,
     ccopd,
+    sgsd,
     step_critique,
     exprl,
     exprl_process,

@@ -28,7 +28,8 @@ class Task(Protocol):
     More attributes are read where a task has them. `isolated = True` runs `verify` in processes that are killed when it hangs.
     `feedback(problem, completion) -> str` is what the environment says about a completion that is not right. `critique(problem,
     completion) -> str` is the completion mended from its first error on. `judge(problem, completion)` is a Verdict a step, and one
-    on the answer.
+    on the answer. `lessons(problem, completion)` is what an attempt teaches beyond its problem: mappings with "title", "principle",
+    "when" (a skill) or "description", "why", "avoid" (a mistake).
     """
 
     def problems(self, split: Literal["train", "test"]) -> Sequence[Problem]:

@@ -138,6 +138,21 @@ class Arithmetic:
         line = verdicts[wrong].line
         return f"wrong {line.step.name}" if line else "wrong answer"
 
+    def lessons(self, problem: Problem, completion: str) -> list[Mapping[str, str]]:
+        """One skill for each operator whose steps a right completion worked out, one mistake for each that a wrong one broke."""
+        right = self.verify(problem, completion) == 1
+        verdicts = [v for v in self.judge(problem, completion) if v.line and (v.holds if right else v.wrong)]
+        operators = dict.fromkeys(v.line.step.op for v in verdicts if v.line)
+        return [self._skill(op) if right else self._mistake(op) for op in operators]
+
+    def _skill(self, operator: str) -> dict[str, str]:
+        principle = f"Work the {operator} out modulo {self.modulus} before writing its result."
+        return {"title": f"check {operator}", "principle": principle, "when": f"A step joins two values by {operator}."}
+
+    def _mistake(self, operator: str) -> dict[str, str]:
+        avoid = f"Work it out modulo {self.modulus}, and take back a wrong line with oops."
+        return {"description": f"careless {operator}", "why": f"The result of a {operator} was written without working it out.", "avoid": avoid}
+
     def _ready(self, steps: Mapping, known: list[str], name: str) -> bool:
         step = steps.get(name)
         return step is not None and name not in known and all(not isinstance(o, str) or o in known for o in (step.left, step.right))

@@ -52,14 +52,16 @@ def list_controls(name: str) -> None:
     from selfdistill.method_names import build_method, controls_of
 
     method = build_method(name, {}, max_completion_length=1024)
+    found = controls_of(name, method)
     table = Table(box=None)
-    for column in ("--method", "part", name, "instead"):
+    for column in ("after --method", "part", name, "instead"):
         table.add_column(column, overflow="fold")
-    for written, control in controls_of(name, method).items():
+    for written, control in found.items():
         for part, (one, other) in diff(method, control).items():
-            table.add_row(escape(written), part, escape(one), escape(other))
+            # a part around the method's own is shown as just that
+            table.add_row(escape(written), part, escape(one), escape(other.replace(one, "…") if one != "()" else other))
             written = ""
-    out.print(table)
+    out.print(table if found else f"no control changes anything of {escape(name)}")
 
 
 def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:

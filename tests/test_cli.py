@@ -206,12 +206,11 @@ def test_methods_and_describe_print_what_a_method_is(capsys):
     assert "TopKTail" in capsys.readouterr().out
 
 
-def test_describe_lists_the_controls_of_a_method_of_ones_own(here, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_describe_lists_the_controls_of_a_method_of_ones_own(here, capsys):
     main(["describe", "mine:always", "--controls"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "'no_clip(mine:always)' divergence ForwardKL(clip=0.05) ForwardKL()" in shown
-    assert "'null_context(mine:always)' --method.kind empty context" in shown and "Blank(context=…)" in shown and "constant_weight" not in shown
+    assert "--method 'no_clip(mine:always)' divergence: ForwardKL(clip=0.05) → ForwardKL()" in shown
+    assert "--method 'null_context(mine:always)' --method.kind empty context:" in shown and "Blank(context=…)" in shown and "constant_weight" not in shown
     main(["describe", "grpo", "--controls"])
     assert "no control changes anything of grpo" in capsys.readouterr().out
     assert "leave out --vs opsd" in refused(capsys, ["describe", "hsd", "--controls", "--vs", "opsd"])

@@ -53,15 +53,14 @@ def list_controls(name: str) -> None:
 
     method = build_method(name, {}, max_completion_length=1024)
     found = controls_of(name, method)
-    table = Table(box=None)
-    for column in ("after --method", "part", name, "instead"):
-        table.add_column(column, overflow="fold")
+    if not found:
+        out.print(f"no control changes anything of {escape(name)}")
     for written, control in found.items():
+        # a line of its own each, so that a narrow terminal breaks none of what is to be copied
+        out.print(f"[bold]--method {escape(written)}[/]", soft_wrap=True)
         for part, (one, other) in diff(method, control).items():
             # a part around the method's own is shown as just that
-            table.add_row(escape(written), part, escape(one), escape(other.replace(one, "…") if one != "()" else other))
-            written = ""
-    out.print(table if found else f"no control changes anything of {escape(name)}")
+            out.print(escape(f"    {part}: {one} → {other.replace(one, '…') if one != '()' else other}"), soft_wrap=True)
 
 
 def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:

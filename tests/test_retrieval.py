@@ -96,5 +96,5 @@ def test_users_own_embedders_rank(tools):
 
 def test_a_missing_library_is_one_sentence(tools, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'selfdistill\[retrieval\]'; or use StudentStates\(\)"):
+    with pytest.raises(ValueError, match=r"needs its library .*: pip install 'selfdistill\[retrieval\]'; or use StudentStates\(\)"):
         SentenceTransformer("another")(["x"], tools)

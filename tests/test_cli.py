@@ -51,6 +51,9 @@ def breaks(prompts, completions):
 def halved(*, clip: float) -> Method:
     return opsd(clip=clip / 2)
 
+def always() -> Method:
+    return opsd()
+
 class Following:
     templates = {}
     def problems(self, split):
@@ -203,6 +206,21 @@ def test_methods_and_describe_print_what_a_method_is(capsys):
     assert "TopKTail" in capsys.readouterr().out
 
 
+def test_describe_lists_the_controls_of_a_method_of_ones_own(here, capsys):
+    main(["describe", "mine:always", "--controls"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--method 'no_clip(mine:always)' divergence: ForwardKL(clip=0.05) → ForwardKL()" in shown
+    assert "--method 'null_context(mine:always)' --method.kind empty context:" in shown and "Blank(context=…)" in shown and "constant_weight" not in shown
+    main(["describe", "grpo", "--controls"])
+    assert "no control changes anything of grpo" in capsys.readouterr().out
+    assert "leave out --vs opsd" in refused(capsys, ["describe", "hsd", "--controls", "--vs", "opsd"])
+
+
+def test_a_listed_control_trains(here, capsys):
+    main(["train", "recipe.toml", "--method", "null_context(mine:always)", "--method.kind", "random", "--steps", "1", "--eval.at_end", "false"])
+    assert "Scrambled" in capsys.readouterr().out
+
+
 def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys):
     own = ["--method", "mine:halved", "--method.clip", "0.1", "--task", "mine:Following", "--reward", "mine:reward", "--eval.at_end", "false"]
     main(["train", "recipe.toml", *own])
@@ -219,6 +237,9 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
         (["--stepz", "3"], "there is no key 'stepz'; did you mean 'steps'"),
         (["--method.teachr", "Live()"], "method 'hsd' has no argument 'teachr'; did you mean 'teacher'"),
         (["--method.teacher", "EMA(0.05"], "'EMA(0.05' never closes its '('"),
+        (["--method", "null_context(opsd)", "--method.kind", "foreign"], "method.kind = 'foreign' must be one of empty, shuffled, wrong, random"),
+        (["--method", "no_clip(hsd)"], "no entry clip"),
+        (["--method", "grpo", "--sampling.num_generations", "1"], "sampling.num_generations = 1"),
         (["--method", "grpo_plus(hsd"], "method 'grpo_plus(hsd' never closes its '('"),
         (["--task", "nameless.jsonl"], "has no column 'prompt'"),
         (["--task", "empty.jsonl"], "has 0 rows"),

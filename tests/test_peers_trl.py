@@ -26,7 +26,7 @@ IDS = ["-".join(str(c[k]) for k in ("kind", "beta", "temperature", "head", "tail
 def divergence_of(case: dict):
     """TRL's `beta` (or SDPO's `alpha`): 0 is forward, 1 reverse, between them the Jensen-Shannon divergence."""
     inner = {0.0: ForwardKL(), 1.0: ReverseKL()}.get(case["beta"]) or JSD(case["beta"])
-    if case["kind"] == "chunked":
+    if case["kind"] in ("chunked", "gkd"):
         return inner
     return TopKTail(inner, make_trl.TOP_K) if case["tail"] else TopK(inner, make_trl.TOP_K, of_student=True)
 

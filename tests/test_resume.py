@@ -71,10 +71,12 @@ LORA = {"model.lora": {"r": 4, "alpha": 8}}
         {"method": "sdpo", **LORA},
         {"method": "opsd", **LORA},
         {"updates_per_step": 2, "method": "grpo"},
+        {"method": {"name": "gkd", "on_policy_share": 0.5, "teacher": "EMA(0.05)"}},
+        {"method": {"name": "null_context(opsd)", "kind": "random"}},
         {"method": "topd_self"},
         {"method": {"name": "sgsd", "extractor": "TaskLessons()", "cold_start": 4, "every": 1}},
     ],
-    ids=["hsd-live", "sdpo-ema", "opsd-frozen", "sdpo-ema-lora", "opsd-lora", "grpo-two-updates", "topd-windows", "sgsd-bank"],
+    ids=["hsd-live", "sdpo-ema", "opsd-frozen", "sdpo-ema-lora", "opsd-lora", "grpo-two-updates", "gkd-mixed", "random-context", "topd-windows", "sgsd-bank"],
 )
 def test_resume_is_bit_for_bit(base, tmp_path, changes):
     config = settings(base, tmp_path, **changes)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from selfdistill.advantages import GroupRelative
 from selfdistill.config import Settings, make_settings
 from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object
@@ -49,6 +50,7 @@ def assemble(
     """A run from its settings; what is given as an object takes the place of its section. Raises ValueError on anything that cannot run."""
     torch.manual_seed(settings.seed)
     method = method or build_method(settings.method.name, settings.method.arguments, max_completion_length=settings.sampling.max_completion_length)
+    _check_groups(method, settings.sampling.num_generations)
     task = task or load_task(settings.task)
     reward = reward or (load_object(settings.reward) if settings.reward else None)
     conversation = build_conversation(settings.eval.conversation)
@@ -60,6 +62,12 @@ def assemble(
     graded = partial(grade, task=task, reward=reward)
     trainer = Trainer(policy=policy, method=method, problems=problems, sampler=sampler, grade=graded, task=task, settings=settings)
     return Assembled(settings=settings, policy=policy, method=method, task=task, reward=reward, conversation=conversation, trainer=trainer, sampler=sampler)
+
+
+def _check_groups(method: Method, rollouts: int) -> None:
+    """Raises ValueError where rewards are compared within a problem and there is nothing to compare with."""
+    if method.policy_coef and method.credit.reads_advantage and isinstance(method.advantage, GroupRelative) and rollouts < 2:
+        raise ValueError(f"sampling.num_generations = {rollouts}: this method compares the rewards of a problem's rollouts and needs at least 2")
 
 
 def train(

@@ -104,7 +104,7 @@ def controls_of(name: str, method: Method) -> dict[str, Method]:
                 changed = control(method, **({key: option} if key else {}))
             except ValueError:
                 continue
-            found[f"{control.__name__}({name})" + (f" --method.{key} {option}" if key else "")] = changed
+            found[f"'{control.__name__}({name})'" + (f" --method.{key} {option}" if key else "")] = changed
     return {written: changed for written, changed in found.items() if changed != method}
 
 

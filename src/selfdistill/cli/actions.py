@@ -52,14 +52,15 @@ def list_controls(name: str) -> None:
     from selfdistill.method_names import build_method, controls_of
 
     method = build_method(name, {}, max_completion_length=1024)
-    table = Table(box=None)
-    for column in ("--method", "part", name, "instead"):
-        table.add_column(column, overflow="fold")
-    for written, control in controls_of(name, method).items():
+    found = controls_of(name, method)
+    if not found:
+        out.print(f"no control changes anything of {escape(name)}")
+    for written, control in found.items():
+        # a line of its own each, so that a narrow terminal breaks none of what is to be copied
+        out.print(f"[bold]--method {escape(written)}[/]", soft_wrap=True)
         for part, (one, other) in diff(method, control).items():
-            table.add_row(escape(written), part, escape(one), escape(other))
-            written = ""
-    out.print(table)
+            # a part around the method's own is shown as just that
+            out.print(escape(f"    {part}: {one} → {other.replace(one, '…') if one != '()' else other}"), soft_wrap=True)
 
 
 def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:

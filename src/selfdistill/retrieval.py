@@ -121,7 +121,9 @@ def _encoder(path: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer as Encoder
     except ImportError as error:
-        raise ValueError(f"retrieval by SentenceTransformer needs its library ({error}): pip install 'selfdistill[retrieval]'; or use StudentStates()") from error
+        raise ValueError(
+            f"retrieval by SentenceTransformer needs its library ({error}): pip install 'selfdistill[retrieval]'; or use StudentStates()"
+        ) from error
     try:
         return Encoder(path)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Where rollouts come from: a sampler, problems and a group size in, groups of rollouts out, with their trained positions set."""
+"""Where rollouts come from: a step's request in, groups of rollouts out, with their trained positions set."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +13,25 @@ from selfdistill.sampling import Sampler
 from selfdistill.types import Group, Problem
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a step wants: n rollouts of each of its problems, and what a source may need to get them."""
+
+    sampler: Sampler
+    """Samples the student."""
+    problems: Sequence[Problem]
+    n: int
+    grade: Callable[[list[Group]], None]
+    """Sets rewards, for a source that looks at them."""
+    draw: Callable[[int], Sequence[Problem]]
+    """That many further problems of the run."""
+
+
 @runtime_checkable
 class RolloutSource(Protocol):
-    """(sampler, problems, n) -> groups; `grade` and `draw` serve sources that look at rewards and ask for further problems."""
+    """Request -> groups of rollouts."""
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]: ...
+    def __call__(self, request: Request) -> list[Group]: ...
 
 
 @dataclass(frozen=True)
@@ -35,16 +41,8 @@ class OnPolicy:
     skip_first: int = 0
     """Completion tokens at the start that are not trained (SDFT skips 3)."""
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        groups = sampler.sample(problems, n)
+    def __call__(self, request: Request) -> list[Group]:
+        groups = request.sampler.sample(request.problems, request.n)
         for rollout in (r for g in groups for r in g.rollouts if self.skip_first):
             rollout.trained = tuple(range(self.skip_first, len(rollout.completion_ids)))
         return groups
@@ -59,34 +57,18 @@ class Sharded:
 
     conversation: Conversation = RawSharded()
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        return self.conversation(sampler, problems, n)
+    def __call__(self, request: Request) -> list[Group]:
+        return self.conversation(request.sampler, request.problems, request.n)
 
 
 @dataclass(frozen=True)
 class Reference:
     """The problem's reference solution as its only completion (SFT). Raises ValueError where a problem has none."""
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        if missing := [p.id or str(p.prompt)[:60] for p in problems if not p.solution]:
+    def __call__(self, request: Request) -> list[Group]:
+        if missing := [p.id or str(p.prompt)[:60] for p in request.problems if not p.solution]:
             raise ValueError(f"{len(missing)} problems have no solution to train on (the first: {missing[0]!r}); map a column with task.columns.solution")
-        return [Group(problem=p, rollouts=[sampler.write(p, p.solution)]) for p in problems]
+        return [Group(problem=p, rollouts=[request.sampler.write(p, p.solution)]) for p in request.problems]
 
 
 @dataclass(frozen=True)
@@ -96,16 +78,8 @@ class AskForRubrics:
     The groups' problems are the reworded ones, so that what was sampled is what is read, shown and recorded.
     """
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        groups = sampler.sample(asked(self, problems), n)
+    def __call__(self, request: Request) -> list[Group]:
+        groups = request.sampler.sample(asked(self, request.problems), request.n)
         for rollout in (r for g in groups for r in g.rollouts):
             rollout.reward = float(parse_rubric(rollout.text) is not None)
         return groups
@@ -134,18 +108,11 @@ class Mixed:
         if not 0 <= self.on_policy_share <= 1:
             raise ValueError(f"Mixed(on_policy_share={self.on_policy_share}): the share must lie in [0, 1]")
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        written = [float(u) >= self.on_policy_share for u in torch.rand(len(problems))]
-        sampled = iter(sampler.sample(own, n) if (own := [p for p, w in zip(problems, written, strict=True) if not w]) else [])
-        read = iter(Reference()(sampler, [p for p, w in zip(problems, written, strict=True) if w], n, grade=grade, draw=draw))
+    def __call__(self, request: Request) -> list[Group]:
+        written = [float(u) >= self.on_policy_share for u in torch.rand(len(request.problems))]
+        own, others = ([p for p, w in zip(request.problems, written, strict=True) if w is kept] for kept in (False, True))
+        sampled = iter(request.sampler.sample(own, request.n) if own else [])
+        read = iter(Reference()(replace(request, problems=others)))
         return [next(read if w else sampled) for w in written]
 
 
@@ -155,19 +122,11 @@ class UntilMixed:
 
     tries: int = 3
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        wanted, kept = len(problems), []
+    def __call__(self, request: Request) -> list[Group]:
+        wanted, kept = len(request.problems), []
         for attempt in range(self.tries):
-            groups = sampler.sample(problems if attempt == 0 else draw(wanted - len(kept)), n)
-            grade(groups)
+            groups = request.sampler.sample(request.problems if attempt == 0 else request.draw(wanted - len(kept)), request.n)
+            request.grade(groups)
             kept += [g for g in groups if len({r.reward for r in g.rollouts} - {None}) > 1]
             if len(kept) >= wanted:
                 break

@@ -2,7 +2,7 @@
 
 import torch
 from scene import Scene, kl
-from stepping import ScriptedSampler
+from stepping import ScriptedSampler, request_for
 
 from selfdistill.methods import sdft
 from selfdistill.types import Group
@@ -20,7 +20,7 @@ class Replay(ScriptedSampler):
 
 def test_equation_with_the_methods_own_source():
     scene = Scene(sdft())
-    scene.groups = scene.method.source(Replay(scene.groups), [g.problem for g in scene.groups], 4, grade=lambda groups: None, draw=lambda n: [])
+    scene.groups = scene.method.source(request_for(Replay(scene.groups), [g.problem for g in scene.groups], 4))
     values = []
     for rollout, group in scene.rollouts():
         student, teacher = scene.student(rollout), scene.view(rollout, group, "teacher")

@@ -10,14 +10,13 @@ import torch
 
 from selfdistill.checkpoint import random_state, restore_random_state
 from selfdistill.contexts import answered
-from selfdistill.conversations import Full
 from selfdistill.divergences import ForwardKL
 from selfdistill.method import Method
 from selfdistill.models import Policy
 from selfdistill.packing import pack
 from selfdistill.reading import Readers, read
 from selfdistill.samples import training_samples
-from selfdistill.sources import asked
+from selfdistill.sources import told
 from selfdistill.targets import TeacherDistribution
 from selfdistill.teachers import Live
 from selfdistill.trainer import Trainer
@@ -91,8 +90,8 @@ def prove_alignment(trainer: Trainer) -> dict[str, float]:
 
 def first_rollouts(trainer: Trainer, *, problems: int, n: int) -> list[Group]:
     """Graded and annotated completions of the first problems, told as the method's source tells them; no problem is drawn for it."""
-    converse = getattr(trainer.method.source, "conversation", Full())
-    groups = converse(trainer.sampler, asked(trainer.method.source, trainer.stream.problems[:problems]), n)
+    first, tell = told(trainer.method.source, trainer.stream.problems[:problems])
+    groups = tell(trainer.sampler, first, n)
     trainer.grade(groups)
     trainer.annotate(groups)
     return groups

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from selfdistill.contexts import words
-from selfdistill.conversations import Conversation, RawSharded
+from selfdistill.conversations import Conversation, Full, RawSharded
 from selfdistill.rubrics import parse_rubric
 from selfdistill.sampling import Sampler
 from selfdistill.types import Group, Problem
@@ -32,6 +32,20 @@ class RolloutSource(Protocol):
     """Request -> groups of rollouts."""
 
     def __call__(self, request: Request) -> list[Group]: ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A source that does not put its problems to the student as they stand: what looks at prompts before a run asks it how."""
+
+    def told(self, problems: Sequence[Problem]) -> tuple[Sequence[Problem], Conversation]:
+        """The problems in the words that the student is given, and the conversation that tells them."""
+        ...
+
+
+def told(source: RolloutSource, problems: Sequence[Problem]) -> tuple[Sequence[Problem], Conversation]:
+    """What any source puts to the student, and how: the problems themselves, at once, unless it says otherwise."""
+    return source.told(problems) if isinstance(source, Telling) else (problems, Full())
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,10 @@ class Sharded:
     def __call__(self, request: Request) -> list[Group]:
         return self.conversation(request.sampler, request.problems, request.n)
 
+    def told(self, problems: Sequence[Problem]) -> tuple[Sequence[Problem], Conversation]:
+        """The problems as they are, by the conversation."""
+        return problems, self.conversation
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -79,20 +97,15 @@ class AskForRubrics:
     """
 
     def __call__(self, request: Request) -> list[Group]:
-        groups = request.sampler.sample(asked(self, request.problems), request.n)
+        problems, tell = self.told(request.problems)
+        groups = tell(request.sampler, problems, request.n)
         for rollout in (r for g in groups for r in g.rollouts):
             rollout.reward = float(parse_rubric(rollout.text) is not None)
         return groups
 
-    def asks(self, problem: Problem) -> Problem:
-        """The problem whose own words are those of the request."""
-        return replace(problem, templates={**problem.templates, "student": words(problem, "rubric_request")})
-
-
-def asked(source: RolloutSource, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems as a source puts them to the student: reworded by its `asks` where it has one."""
-    reworded: Callable[[Problem], Problem] | None = getattr(source, "asks", None)
-    return [reworded(p) for p in problems] if reworded else list(problems)
+    def told(self, problems: Sequence[Problem]) -> tuple[Sequence[Problem], Conversation]:
+        """Problems whose own words are those of the request, at once."""
+        return [replace(p, templates={**p.templates, "student": words(p, "rubric_request")}) for p in problems], Full()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from selfdistill.methods import opsd, rcsd, rcsd_writer
 from selfdistill.preflight import check_alignment, prove_alignment
 from selfdistill.rubrics import GenericRubric, QuestionRubric, RandomRubric, ReferenceRubric, RubricColumn
 from selfdistill.runlog import RunLog
-from selfdistill.sources import asked
+from selfdistill.sources import told
 from selfdistill.writers import Student, Teacher
 
 WRITTEN = [{"title": f"t{i}", "description": "holds", "weight": i} for i in range(3)]
@@ -86,7 +86,8 @@ def test_the_writer_is_asked_for_a_rubric_and_that_is_what_is_read_and_proved():
     (teaching,) = method.context(group.rollouts[0], group)
     assert [m["content"] for m in teaching.views["teacher"].messages] == ["w7", "w44 w8 w9 w2 w3"]
     check_alignment(policy, method, [group])
-    assert sampler.sample(asked(method.source, [problem]), 1)[0].rollouts[0].prompt_ids == group.rollouts[0].prompt_ids
+    problems, tell = told(method.source, [problem])
+    assert tell(sampler, problems, 1)[0].rollouts[0].prompt_ids == group.rollouts[0].prompt_ids
     with pytest.raises(ValueError, match="not what the chat template renders"):
         check_alignment(policy, method, [replace(group, problem=problem)])
 

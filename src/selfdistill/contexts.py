@@ -120,17 +120,15 @@ class Written:
     kind: ClassVar[str] = "feedback"
 
     def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
-        return {"feedback": rollout.feedback[self.name]} if rollout.feedback.get(self.name) else None
+        return {self.kind: rollout.feedback[self.name]} if rollout.feedback.get(self.name) else None
 
 
 @dataclass(frozen=True)
-class Critique:
+class Critique(Written):
     """The critique that the stage `WriteCritiques` wrote of this very rollout."""
 
+    name: str = "critique"
     kind: ClassVar[str] = "critique"
-
-    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
-        return {"critique": rollout.feedback["critique"]} if rollout.feedback.get("critique") else None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "step_critique": {"critic": "TaskChecker()"},
     "exprl": {"judge": "StepJudge()"},
     "exprl_process": {"judge": "StepJudge()", "steps": "ClosedBy(';')"},
-    "rcsd": {},
     "sgsd": {"extractor": "TaskLessons()", "cold_start": 32},
 }
 """The testbed's own critics and judges, since the tiny base writes no judgements."""

@@ -20,7 +20,7 @@ from selfdistill.sources import told
 from selfdistill.targets import TeacherDistribution
 from selfdistill.teachers import Live
 from selfdistill.trainer import Trainer
-from selfdistill.types import Group, Problem, Rollout, Teaching, View, Weights
+from selfdistill.types import Group, Problem, Rollout, Teaching, TokenSignals, View, Weights
 
 JOIN = 8
 """Tokens shown on either side of where a prompt joins the completion."""
@@ -156,7 +156,7 @@ def _engine_gap(policy: Policy, groups: Sequence[Group]) -> float:
     return float(torch.cat(gaps).mean()) if gaps else 0.0
 
 
-def _signals(policy: Policy, method: Method, groups: Sequence[Group]) -> list:
+def _signals(policy: Policy, method: Method, groups: Sequence[Group]) -> list[TokenSignals]:
     readers: Readers = {"student": Live().start(policy)}
     with Live().start(policy).reading():
         batches = pack(training_samples(groups, method, encode=policy.chat.encode), 2**62)

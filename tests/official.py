@@ -35,7 +35,7 @@ def logp_of(logits: Tensor, rollout: int) -> Tensor:
 
 def official_groups(*, rewards: Sequence[float] | None = None, engine_gap: str | None = None, skip_first: int = 0) -> list[Group]:
     """The rollouts of two problems, as a sampler would hand them on; the engine's log-probs are the student's, or the inputs' gap below them."""
-    rewards = rewards or INPUTS["reward"]
+    graded = rewards or INPUTS["reward"]
     problems = [Problem(prompt=f"w{g}", answer="w7", solution="w8", columns={"rubric": "w9", "demonstration": "w3"}, templates=TEMPLATES) for g in (0, 1)]
     groups = [Group(problem=p, rollouts=[]) for p in problems]
     for i, ids in enumerate(INPUTS["token"]):
@@ -43,7 +43,7 @@ def official_groups(*, rewards: Sequence[float] | None = None, engine_gap: str |
         trained = tuple(range(skip_first, len(ids))) if skip_first else None
         group = groups[INPUTS["group"][i]]
         group.rollouts.append(
-            Rollout(prompt_ids=[0], completion_ids=ids, behavior_logp=behavior.tolist(), text=str(i), index=i, reward=rewards[i], trained=trained)
+            Rollout(prompt_ids=[0], completion_ids=ids, behavior_logp=behavior.tolist(), text=str(i), index=i, reward=graded[i], trained=trained)
         )
     return groups
 
@@ -71,9 +71,10 @@ def ours(method: Method, groups: Sequence[Group], *, views: Mapping[str, Sequenc
     head = Head(weight=torch.eye(logits[0].shape[1]))
     trained = {s.rollout.index: list(s.rollout.positions) for s in samples}
     taught = [(s.rollout.index, sum(t.rollout is s.rollout for t in samples[:at])) for at, s in enumerate(samples) if s.views]
-    readings = {
-        role: Reading(hidden=torch.cat([torch.tensor(INPUTS[tables[k]][i])[trained[i]] for i, k in taught]), head=head) for role, tables in views.items() if taught
-    }
+    readings = {}
+    for role, tables in views.items() if taught else ():
+        states = [torch.tensor(INPUTS[tables[k]][i])[trained[i]] for i, k in taught]
+        readings[role] = Reading(hidden=torch.cat(states), head=head)
     hidden = torch.cat([logits[i][trained[i]] for i in unique])
     signals = score(method, _with_earlier(batch, samples) if proximal else batch, hidden=hidden, head=head, readings=readings)
     loss, _ = objective(method, signals)

@@ -175,8 +175,8 @@ def test_exprl_outcome():
     assert 0 < clipped.float().mean() == pytest.approx(case["clipped_share"])
 
 
-def step_credits(case: dict) -> list[list[float] | None]:
-    """Our credits where the judge's answers are the case's, one word a token; None where the rollout is not trained."""
+def step_credits(case: dict) -> list[list[float]]:
+    """Our credits where the judge's answers are the case's, one word a token; empty where the rollout is not trained."""
     words = ["<pad>", "<end>", "<unk>", "word", "###"]
     proto = official_groups()[0]
     rollouts, scores = [], []
@@ -188,7 +188,7 @@ def step_credits(case: dict) -> list[list[float] | None]:
     method = exprl_process(judge=lambda attempts, tools: scores if len(attempts) == len(scores) else [], steps=ClosedBy("###"))
     (stage,) = method.feedback
     stage([replace(proto, rollouts=rollouts)], tools_with(words, method))
-    return [list(r.annotations["step_delta"]) if r.positions else None for r in rollouts]
+    return [list(r.annotations["step_delta"]) if r.positions else [] for r in rollouts]
 
 
 @pytest.mark.parametrize("case", cases("exprl", "process"))
@@ -197,11 +197,11 @@ def test_exprl_process(case):
     and trains one whose first judgement cannot be read, with a credit near -100 on that step.
     """
     found = step_credits(case)
-    theirs = [credit if kept else None for credit, kept in zip(case["credit"], case["kept"], strict=True)]
+    theirs = [credit if kept else [] for credit, kept in zip(case["credit"], case["kept"], strict=True)]
     if case["case"] == "single step":
         assert (found[0], theirs[0]) == ([0.0] * 3, [0.75] * 3)
     elif case["case"] == "unparsable first step":
-        assert found[0] is None and theirs[0][0] == -101.0
+        assert (found[0], theirs[0][0]) == ([], -101.0)
     else:
         assert found[0] == theirs[0]
     assert found[1:] == theirs[1:]

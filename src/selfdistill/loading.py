@@ -63,7 +63,7 @@ def load_policy(
         source, gguf = _resolve_base(adapter)
     autocast = DTYPES[dtype] if dtype != "float32" and not (lora or adapter) else None
     options = {"dtype": torch.float32 if autocast else DTYPES[dtype]} | ({} if attention == "auto" else {"attn_implementation": attention})
-    with _quiet():
+    with quiet():
         tokenizer = _load_tokenizer(adapter, None) if adapter and any(Path(adapter).glob("tokenizer*")) else _load_tokenizer(source, gguf)
         model = _load_model(source, gguf, options)
         if gradient_checkpointing:
@@ -82,7 +82,7 @@ def save_policy(policy: Policy, folder: Path, *, merge: bool = False) -> None:
         model = model.merge_and_unload()
     # no teacher's adapter; "auto" would ask the hub whether the vocabulary has grown
     extra = {"selected_adapters": ["default"], "save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-    with _quiet():
+    with quiet():
         model.save_pretrained(str(folder), **extra)
         policy.tokenizer.save_pretrained(folder)
 
@@ -193,7 +193,7 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own progress bars, which would run through those of the command line, and a warning that is for peft.
 
     Downloads keep theirs.

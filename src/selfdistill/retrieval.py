@@ -124,7 +124,10 @@ def _encoder(path: str) -> Any:
         raise ValueError(
             f"retrieval by SentenceTransformer needs its library ({error}): pip install 'selfdistill[retrieval]'; or use StudentStates()"
         ) from error
+    from selfdistill.loading import quiet
+
     try:
-        return Encoder(path)
+        with quiet():
+            return Encoder(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"the sentence embedder {path!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error

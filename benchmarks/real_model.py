@@ -37,7 +37,7 @@ from selfdistill.trainer import StepResult
 from selfdistill.types import Message
 from selfdistill.writers import Student, Writer
 
-LONG, SHORT = 160, 64
+LONG, SHORT = 128, 64
 """Tokens of a written rubric or list of skills, and of a judgement or critique."""
 OVER = "opsd"
 """What a wrapper is shown around unless NAMED says otherwise."""
@@ -161,6 +161,8 @@ def _figures(results: Sequence[StepResult]) -> dict[str, Any]:
         "ungraded_share": statistics.mean(r.metrics["ungraded_share"] for r in results),
         "reward": statistics.mean(r.metrics.get("reward", 0.0) for r in results),
         "seconds": statistics.mean(sum(r.seconds.values()) for r in results),
+        "rollouts": len([r for g in results[-1].groups for r in g.rollouts]),
+        "mean_length": statistics.mean(r.metrics["mean_length"] for r in results),
         "finite": weights and numbers and not any(r.metrics.get("skipped_updates") for r in results),
         "metrics": last,
     }
@@ -170,16 +172,16 @@ def show(found: dict[str, dict[str, Any]], steps: int) -> None:
     """Both tables."""
     console = Console(width=150)
     table = Table(title=f"SmolLM2-135M-Instruct, LoRA, bf16: {steps} step(s); seconds, shares and the divergence are means over them")
-    for column in ("method", "loss", "grad norm", "divergence", "taught", "reward", "s a step", "finite"):
+    for column in ("method", "rollouts", "loss", "grad norm", "divergence", "taught", "reward", "s a step", "finite"):
         table.add_column(column)
     for name, m in found.items():
         if "error" in m:
             table.add_row(name, m["error"])
             continue
-        figures = (m["loss"][-1], m["grad_norm"][-1], m["divergence"])
-        table.add_row(
-            name, *(f"{x:.4f}" for x in figures), f"{m['taught_share']:.2f}", f"{m['reward']:.2f}", f"{m['seconds']:.1f}", "yes" if m["finite"] else "NO"
-        )
+        both = (", ".join(f"{x:.3f}" for x in m[key]) for key in ("loss", "grad_norm"))
+        shares = (f"{m[key]:.2f}" for key in ("taught_share", "reward"))
+        divergence = f"{m['divergence']:.3f}" if m["divergence"] else ""
+        table.add_row(name, str(m["rollouts"]), *both, divergence, *shares, f"{m['seconds']:.1f}", "yes" if m["finite"] else "NO")
     console.print(table)
     replies = Table(title="What the model wrote of its own accord, greedy")
     for column in ("method", "replies", "can be read", "one of them"):
@@ -194,22 +196,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"prompts": 2, "generations": 4, "tokens": 32, "steps": 1, "seed": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--methods", nargs="+", default=[], help="rows whose name begins with one of these; none: all")
+    parser.add_argument("--methods", nargs="+", default=[], help="names of rows; none: all")
     a = parser.parse_args()
-    rows = [*written_rows(), *reversed(plain_rows(a.tokens))]
-    chosen = [row for row in rows if not a.methods or row.name.startswith(tuple(a.methods))]
+    rows = [*plain_rows(a.tokens), *written_rows()]
+    # in the order in which they are asked for
+    chosen = [row for name in a.methods for row in rows if row.name == name] if a.methods else rows
     common, found = settings(a), {}
     start = time.perf_counter()
     for row in chosen:
         found[row.name] = measure(row, common)
+        _renew(found, machine(a, start))
         print(row.name, {k: v for k, v in found[row.name].items() if k not in ("metrics", "example")}, flush=True)
     show(found, a.steps)
     seconds = time.perf_counter() - start
     print(f"{len(found)} rows, {sum('error' in m for m in found.values())} of them stopped by an error, {seconds:.0f} s")
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "seconds": seconds, **vars(a)}
+
+
+def machine(a: argparse.Namespace, start: float) -> dict[str, Any]:
+    return {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "seconds": time.perf_counter() - start, **vars(a)}
+
+
+def _renew(found: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
+    """The rows measured now in place of older ones; those that were not measured stay."""
     path = OUT / "real_model.json"
-    kept = json.loads(path.read_text())["rows"] if path.exists() and a.methods else {}
-    path.write_text(json.dumps({"machine": machine, "rows": kept | found}, indent=2) + "\n")
+    kept = json.loads(path.read_text())["rows"] if path.exists() else {}
+    path.write_text(json.dumps({"machine": about, "rows": kept | found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

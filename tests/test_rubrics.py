@@ -106,6 +106,18 @@ def test_ground_truth_needs_a_reference(tools):
     assert found == [None, json.dumps(criteria(3))]
 
 
+@pytest.mark.parametrize("source", [ReferenceRubric, QuestionRubric])
+def test_replies_without_a_rubric_are_counted(tools, caplog, source):
+    said = [json.dumps(criteria(3)), "the answer is 5", "[1"]
+    groups = tiny_groups(tools.policy, problems=3)
+    found = source(lambda chats, tools: said)(groups, tools)
+    assert [rubric is not None for rubric in found] == [True, False, False]
+    assert "2 of 3 replies hold no rubric of 3 to 25 criteria: 'the answer is 5'" in caplog.text
+    caplog.clear()
+    source(lambda chats, tools: said[:1] * 3)(groups, tools)
+    assert not caplog.text
+
+
 def test_another_problems_context_brings_its_rubric_too(tools):
     """The general null control swaps what stages noted, as it swaps answers and solutions."""
     method = shuffled_context(rcsd())

@@ -5,6 +5,7 @@ criteria {title, description, weight} (RCSD, 2606.19327); where it does not ther
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from selfdistill.tools import Tools
 from selfdistill.types import Group
 from selfdistill.writers import Writer
 
+log = logging.getLogger(__name__)
 RubricSource = Callable[[Sequence[Group], Tools], list[str | None]]
 FEWEST, MOST = 3, 25
 """Criteria of a rubric (RCSD, stage 1)."""
@@ -74,8 +76,8 @@ class ReferenceRubric:
     def __call__(self, groups: Sequence[Group], tools: Tools) -> list[str | None]:
         references = [g.problem.solution or g.problem.privileged_context for g in groups]
         shown = [(g.problem, r) for g, r in zip(groups, references, strict=True) if r]
-        replies = iter(self.writer([worded(p, "rubric_request_solution", {"solution": r}) for p, r in shown], tools))
-        return [parse_rubric(next(replies)) if r else None for r in references]
+        written = iter(_written(self.writer([worded(p, "rubric_request_solution", {"solution": r}) for p, r in shown], tools)))
+        return [next(written) if r else None for r in references]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class QuestionRubric:
     writer: Writer
 
     def __call__(self, groups: Sequence[Group], tools: Tools) -> list[str | None]:
-        return [parse_rubric(reply) for reply in self.writer([worded(g.problem, "rubric_request", {}) for g in groups], tools)]
+        return _written(self.writer([worded(g.problem, "rubric_request", {}) for g in groups], tools))
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,14 @@ def parse_rubric(text: str) -> str | None:
         if FEWEST <= len(found) <= MOST and all(map(_is_criterion, found)):
             return _json([{key: criterion[key] for key in ("title", "description", "weight")} for criterion in found])
     return None
+
+
+def _written(replies: Sequence[str]) -> list[str | None]:
+    """The rubrics in what a writer said; a warning counts the replies without one, which would otherwise pass as problems untaught."""
+    found = [parse_rubric(reply) for reply in replies]
+    if lost := [reply for reply, rubric in zip(replies, found, strict=True) if rubric is None]:
+        log.warning("%d of %d replies hold no rubric of %d to %d criteria: %.80r", len(lost), len(replies), FEWEST, MOST, lost[0])
+    return found
 
 
 def _is_criterion(value: Any) -> bool:

@@ -217,3 +217,13 @@ def test_a_vocabulary_with_holes_keeps_its_last_token():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), eos_token="<end>")
     assert len(tokenizer) == 4
     assert Policy(tiny_model(vocab=64), tokenizer).vocab_size == 61
+
+
+def test_embeddings_ask_for_no_gradient_under_gradient_checkpointing():
+    policy = tiny_policy()
+    plain = policy.embed([3, 1, 4])
+    policy.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with torch.no_grad():
+        assert policy.base.get_input_embeddings()(torch.tensor([3])).requires_grad, "the hook that this is about"
+    found = policy.embed([3, 1, 4])
+    assert not found.requires_grad and torch.equal(found, plain)

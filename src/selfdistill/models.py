@@ -74,7 +74,8 @@ class Policy(nn.Module):
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> Float[Tensor, "ids hidden"]:
         """Input embeddings of token ids."""
-        return self.base.get_input_embeddings()(torch.tensor(list(ids), device=self.device)).float()
+        # under gradient checkpointing transformers hooks the embedding so that its output asks for a gradient, here too
+        return self.base.get_input_embeddings()(torch.tensor(list(ids), device=self.device)).detach().float()
 
     @property
     def base(self) -> PreTrainedModel:

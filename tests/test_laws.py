@@ -182,6 +182,13 @@ def test_credit_reads_what_it_says_it_reads(credit):
     assert credit.reads_advantage is not torch.equal(credit(outcome), credit(signals))
 
 
+@pytest.mark.parametrize("credit", [c for c in CREDITS if getattr(c, "scales_advantage", False)], ids=str)
+def test_credit_that_scales_the_advantage_is_zero_without_it(credit):
+    """Rollouts whose advantage is 0 are left out by its word."""
+    signals = signals_of(batch_of((5, 1, 8), rewards=(0.0, 0.0, 0.0)))
+    assert not credit(signals).any()
+
+
 @pytest.mark.parametrize("advantage", ADVANTAGES, ids=str)
 def test_advantage_goes_with_its_rollout(advantage):
     rewards, order = torch.tensor([0.2, 0.9, 0.0, 1.0, 0.9]), torch.randperm(5)

@@ -29,7 +29,8 @@ class GroupRelative:
 class Credit(Protocol):
     """TokenSignals -> [tokens], what the policy gradient multiplies. It says what it reads, so that rows without signal are skipped.
 
-    One that reads numbers a feedback stage wrote names them as `reads_annotation`.
+    One that reads numbers a feedback stage wrote names them as `reads_annotation`. One that is a product with the advantage, hence 0
+    wherever that is, whatever else it reads, says `scales_advantage = True`.
     """
 
     reads_teacher: ClassVar[bool]
@@ -44,6 +45,7 @@ class OutcomeCredit:
 
     reads_teacher: ClassVar[bool] = False
     reads_advantage: ClassVar[bool] = True
+    scales_advantage: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return signals.advantage
@@ -79,6 +81,7 @@ class ReweightedCredit:
     clip: float = 0.2
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = True
+    scales_advantage: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip < 1:

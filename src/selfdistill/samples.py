@@ -95,7 +95,9 @@ def _scaled(method: Method, rollout: Rollout, views: dict[str, View], advantage:
 
 
 def _has_credit(credit: Credit, rollout: Rollout, advantage: float, views: dict[str, View]) -> bool:
-    """Whether anything that the credit reads is there; without it every token's credit is 0."""
+    """Whether anything that the credit reads is there; without it every token's credit is 0, and so is a product with an advantage of 0."""
+    if getattr(credit, "scales_advantage", False) and advantage == 0:
+        return False
     noted = rollout.annotations.get(getattr(credit, "reads_annotation", ""), ())
     annotated = bool(noted) and any(noted[t] for t in rollout.positions)
     return annotated or (credit.reads_advantage and advantage != 0) or (credit.reads_teacher and bool(views))

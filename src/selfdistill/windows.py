@@ -41,8 +41,8 @@ class TeacherWindow:
 class TransportWindows:
     """Where loss and transport distance are both high, writes a window onto the rollout (TOPD, 2606.00305).
 
-    Probes are the `share` of the step's positions with the highest divergence, the `control_share` with the lowest, and as many
-    at random for comparison. At each, student and teacher write `length` tokens from y_<t; D_OT = <gamma, C> with C_ij = 1 - cos of
+    Probes are the `share` of the step's positions with the highest divergence, of the `control_share` with the lowest at most `controls`
+    drawn at random, and as many of all positions for comparison. At each, student and teacher write `length` tokens from y_<t; D_OT = <gamma, C> with C_ij = 1 - cos of
     the student's input embeddings. A high-loss probe is kept where its D_OT exceeds the `quantile` of those of low loss. [open] what
     low-loss and random probes are; at least one of each; equal divergences go to the longer rollout. Reports the medians of D_OT,
     Pearson's r of divergence and D_OT over all probes, the share of high-loss probes not kept (false alarms), the number kept.
@@ -53,17 +53,18 @@ class TransportWindows:
     """K in tokens; a window ends early with its text."""
     share: float = 0.0225
     control_share: float = 0.0225
-    """What low-loss and random probes each cost as much as `share` does."""
+    controls: int = 64
+    """Low-loss and random probes at most, each: a quartile and a median need no more, and every probe costs two windows."""
     quantile: float = 0.75
     temperature: float = 1.0
     transport: Transport = ExactTransport()
     lesson: Lesson = Transported()
 
     def __post_init__(self) -> None:
-        if not (0 < self.share <= 1 and 0 < self.control_share <= 1 and self.length >= 1):
+        if not (0 < self.share <= 1 and 0 < self.control_share <= 1 and min(self.length, self.controls) >= 1):
             raise ValueError(
-                f"windows need shares in (0, 1] of the step's positions and at least 1 token, not share={self.share}, "
-                f"control_share={self.control_share}, length={self.length}"
+                f"windows need shares in (0, 1] of the step's positions, at least 1 token and 1 control, not share={self.share}, "
+                f"control_share={self.control_share}, window={self.length}, controls={self.controls}"
             )
 
     def __call__(self, groups: list[Group], tools: Tools) -> None:
@@ -89,7 +90,10 @@ class TransportWindows:
         at = [(s, t, d) for s in scored for t, d in zip(s.rollout.positions, s.divergence.tolist(), strict=True)]
         high, control = (max(round(share * len(at)), 1) for share in (self.share, self.control_share))
         order = sorted(range(len(at)), key=lambda i: -at[i][2])
-        chosen = {"high": order[:high], "random": torch.randperm(len(at))[:control].tolist(), "low": order[-control:]}
+        few, low = min(control, self.controls), order[-control:]
+        if few < control:
+            low = [low[i] for i in torch.randperm(control)[:few].tolist()]
+        chosen = {"high": order[:high], "random": torch.randperm(len(at))[:few].tolist(), "low": low}
         return [_Probe(scored=at[i][0], position=at[i][1], divergence=at[i][2], kind=kind) for kind, indices in chosen.items() for i in indices]
 
     def _written(self, probes: Sequence["_Probe"], tools: Tools) -> list[tuple[Rollout, Rollout]]:

@@ -65,8 +65,9 @@ def test_equation(arguments):
 def test_the_self_variant_reads_the_solution():
     scene = scene_of(method=self_variant, seed=1)
     kept = windows(scene)
-    trajectory = [-scene.student(w)[i, token] * share / K for w in kept for i, label in enumerate(w.labels) for token, share in label.items() if share == 1]
-    assert kept and len(trajectory) == sum(len(w.completion_ids) for w in kept)
+    assert kept
+    lines = [(scene.student(w)[i], label) for w in kept for i, label in enumerate(w.labels)]
+    trajectory = [p * (torch.tensor(p).log() - student[token]) / K for student, label in lines for token, p in label.items()]
     scene.check(token_mean_of_reverse_kl(scene) + sum(trajectory) / len(kept))
 
 
@@ -150,6 +151,17 @@ def test_windows_are_kept_where_loss_and_transport_are_high(length):
         },
         abs=1e-5,
     )
+
+
+def test_controls_are_a_few_of_the_positions_of_low_loss():
+    """3 of the lowest 20 %, and 3 of all; those of high loss are all there."""
+    scene, tools, (by_student, _) = recorded(topd(teacher=Frozen(), window=2, share=0.2, control_share=0.2, controls=3))
+    losses = {(*s.rollout.prompt_ids, *s.rollout.completion_ids[:t]): d for s in tools.score(scene.groups) for t, d in enumerate(s.divergence.tolist())}
+    n = round(0.2 * sum(len(r.completion_ids) for r, _ in scene.rollouts()))
+    assert len(by_student) == n + 3 + 3
+    limit = sorted(losses.values())[n]
+    low = [losses[tuple(w.prompt_ids)] for w in by_student[n + 3 :]]
+    assert max(low) <= limit and low != sorted(losses.values())[:3], "drawn, not the very lowest"
 
 
 def check_labels(scene: Scene, window: Rollout, teacher: Rollout, least: float) -> None:
@@ -245,7 +257,7 @@ def test_without_its_windows_it_is_full_vocabulary_opd():
     assert method == replace(opd(teacher=Frozen()), divergence=ReverseKL(), distill_coef=1.0, policy_coef=0.0, credit=method.credit)
 
 
-@pytest.mark.parametrize("arguments", [{"share": 0.0}, {"share": 1.5}, {"control_share": 0.0}, {"window": 0}], ids=str)
+@pytest.mark.parametrize("arguments", [{"share": 0.0}, {"share": 1.5}, {"control_share": 0.0}, {"window": 0}, {"controls": 0}], ids=str)
 def test_impossible_windows_are_refused(arguments):
     with pytest.raises(ValueError, match="share"):
         topd(**arguments)

@@ -17,16 +17,18 @@ def topd(
     window: int = 50,
     share: float = 0.0225,
     control_share: float = 0.0225,
+    controls: int = 64,
     trajectory_coef: float = 1.0,
     transport: Transport = ExactTransport(),
     lesson: Lesson = Transported(),
 ) -> Method:
     """L = mean_t KL(S_t || T_t) + trajectory_coef mean over kept windows of (1/K) sum_i KL(y~_i || S(. | q, y_<t, s_<i)).
 
-    [open] token mean; coefficient 1; windows at temperature 1, K dividing those that ended early. Control: lesson=TeacherWindow().
+    [open] token mean; coefficient 1; windows at temperature 1, K dividing those that ended early; 64 low-loss probes a step at most. Control: lesson=TeacherWindow().
     """
+    stage = TransportWindows(length=window, share=share, control_share=control_share, controls=controls, transport=transport, lesson=lesson)
     return Method(
-        feedback=(TransportWindows(length=window, share=share, control_share=control_share, transport=transport, lesson=lesson),),
+        feedback=(stage,),
         context=SamePrompt(),
         teacher=teacher,
         divergence=ReverseKL(),

@@ -8,7 +8,17 @@ from tiny_models import tiny_groups, tiny_model, tiny_policy, tiny_problems, tin
 
 from selfdistill.method_names import build_method
 from selfdistill.methods import rcsd, shuffled_context
-from selfdistill.rubrics import FirstRubric, GenericRubric, QuestionRubric, RandomRubric, ReferenceRubric, RubricColumn, RubricFile, parse_rubric
+from selfdistill.rubrics import (
+    FirstRubric,
+    GenericRubric,
+    QuestionRubric,
+    RandomRubric,
+    ReferenceRubric,
+    RubricColumn,
+    RubricFile,
+    SomeCriteria,
+    parse_rubric,
+)
 from selfdistill.writers import Checkpoint, Student, Teacher
 
 
@@ -138,9 +148,40 @@ def test_a_checkpoint_writes_what_its_weights_say(tools, tmp_path):
     assert found == Student(max_completion_length=6)([chat], other) != Student(max_completion_length=6)([chat], tools)
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 4), (0.25, 2), (0.01, 1), (0.99, 8), (1.0, 8)])
+def test_some_criteria_are_a_part_of_each_rubric_in_its_order(tools, share, kept):
+    groups = tiny_groups(tools.policy, problems=3)
+    lines = [f"w{i} w{i + 1}" for i in range(8)]
+    for group, value in zip(groups, (criteria(8), "\n".join(lines), None), strict=True):
+        group.problem.columns["rubric"] = value
+    listed, written, nothing = SomeCriteria(RubricColumn(), share)(groups, tools)
+    for found, every in ((json.loads(listed), criteria(8)), (written.split("\n"), lines)):
+        places = [every.index(c) for c in found]
+        assert len(places) == kept and places == sorted(set(places))
+    assert nothing is None
+
+
+def test_some_criteria_are_the_same_for_a_problem_at_every_step_and_others_for_another(tools):
+    groups = tiny_groups(tools.policy, problems=12)
+    for group in groups:
+        group.problem.columns["rubric"] = "w1 ; w2 ; w3 ; w4 ; w5 ; w6"
+    source = SomeCriteria(RubricColumn(), separator=" ; ")
+    first = source(groups, tools)
+    assert source(groups[::-1], tools)[::-1] == first and 5 < len(set(first)) and all(len(text.split(" ; ")) == 3 for text in first)
+    assert first != SomeCriteria(RubricColumn(), separator=" ; ", seed=1)(groups, tools)
+
+
+@pytest.mark.parametrize("arguments", [{"share": 0.0}, {"share": 1.5}, {"separator": ""}], ids=str)
+def test_no_criteria_at_all_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"SomeCriteria\(share=.*\(0, 1\]"):
+        SomeCriteria(RubricColumn(), **arguments)
+
+
 def test_recipes_name_sources_and_writers():
     written = "FirstRubric((QuestionRubric(Checkpoint('runs/rcsd_writer')), RubricColumn()))"
     method = build_method("rcsd", {"rubrics": written, "reason_first": "Teacher(max_completion_length=64)"}, max_completion_length=8)
     source = FirstRubric((QuestionRubric(Checkpoint("runs/rcsd_writer")), RubricColumn()))
     assert method == rcsd(rubrics=source, reason_first=Teacher(max_completion_length=64))
     assert build_method("rcsd", {"rubrics": "RandomRubric(RubricColumn())"}, max_completion_length=8) == rcsd(rubrics=RandomRubric(RubricColumn()))
+    some = build_method("rcsd", {"rubrics": "SomeCriteria(RubricColumn(), 0.25, separator=' ; ')"}, max_completion_length=8)
+    assert some == rcsd(rubrics=SomeCriteria(RubricColumn(), 0.25, " ; "))

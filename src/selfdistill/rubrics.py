@@ -7,6 +7,7 @@ criteria {title, description, weight} (RCSD, 2606.19327); where it does not ther
 import json
 import logging
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -121,6 +122,41 @@ class RandomRubric:
         return own[1:] + own[:1]
 
 
+@dataclass(frozen=True)
+class SomeCriteria:
+    """A control: a random part of each rubric, round(share x criteria) of them and at least one, in their order: how much a rubric must say.
+
+    Criteria are the entries of a JSON list, else what `separator` divides. Drawn by a seed that names the problem, so every step, and a
+    resumed run, shows the same. Raises ValueError where the share is not in (0, 1] or the separator is empty.
+    """
+
+    source: RubricSource
+    share: float = 0.5
+    separator: str = "\n"
+    """Between the criteria of a rubric that is no JSON."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or not self.separator:
+            raise ValueError(
+                f"SomeCriteria(share={self.share}, separator={self.separator!r}): the share of a rubric's criteria must lie in (0, 1], "
+                f"and the separator cannot be empty"
+            )
+
+    def __call__(self, groups: Sequence[Group], tools: Tools) -> list[str | None]:
+        found = self.source(groups, tools)
+        return [self._some(text, f"{self.seed}/{g.problem.id or g.problem.prompt}") if text else None for g, text in zip(groups, found, strict=True)]
+
+    def _some(self, text: str, seed: str) -> str:
+        listed = _list(text)
+        criteria = [c for c in text.split(self.separator) if c.strip()] if listed is None else listed
+        kept = min(max(round(self.share * len(criteria)), 1), len(criteria))
+        if kept == len(criteria):
+            return text
+        some = [criteria[i] for i in sorted(random.Random(seed).sample(range(len(criteria)), kept))]
+        return self.separator.join(some) if listed is None else _json(some)
+
+
 def parse_rubric(text: str) -> str | None:
     """The first rubric in a text, as JSON of its criteria and nothing else; None where there is none.
 
@@ -158,6 +194,15 @@ def _held(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value or None
     return _json(value)
+
+
+def _list(text: str) -> list[Any] | None:
+    """The entries of a text that is one JSON list; None of any other."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
 
 
 def _json(value: Any) -> str:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from selfdistill.config import Settings
+from selfdistill.method import UNUSED
 from selfdistill.trainer import StepResult
 
 
@@ -26,7 +27,8 @@ class Console:
         size = f"{settings.steps} steps of {settings.prompts_per_step} x {settings.sampling.num_generations} rollouts"
         self.out.print(f"[bold]{settings.method.name}[/] on {settings.task.name}, model {settings.model.path}, {size}")
         for name in ("context", "teacher", "target", "divergence", "token_weight", "reduction"):
-            self.out.print(f"  {name:13s} {escape(method[name])}", style="dim")
+            if method[name] != UNUSED:
+                self.out.print(f"  {name:13s} {escape(method[name])}", style="dim")
         total = sum(memory.values())
         self.out.print(f"  estimated memory {total:.2f} GiB ({', '.join(f'{k} {v:.2f}' for k, v in memory.items())})", style="dim")
 

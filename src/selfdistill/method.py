@@ -63,21 +63,44 @@ class Method:
         return bool(self.distill_coef or (self.policy_coef and self.credit.reads_teacher))
 
 
+UNUSED = "-"
+
+
 def describe(method: Method) -> dict[str, str]:
-    """Every part of a method, by field."""
-    return {f.name: _text(getattr(method, f.name)) for f in fields(method)}
+    """Every part of a method, by field; "-" for one that no term of its loss reads."""
+    unused = _unused(method)
+    return {name: UNUSED if name in unused else text for name, text in _written(method).items()}
 
 
 def diff(one: Method, other: Method) -> dict[str, tuple[str, str]]:
-    """The fields in which two methods differ, as (one, other)."""
-    left, right = describe(one), describe(other)
-    return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+    """The fields in which two methods differ, as (one, other); parts that neither's loss reads are no difference."""
+    left, right, written = describe(one), describe(other), _written(other)
+    different = (name for name, text in _written(one).items() if text != written[name])
+    return {name: (left[name], right[name]) for name in different if (left[name], right[name]) != (UNUSED, UNUSED)}
+
+
+def _unused(method: Method) -> set[str]:
+    """Fields that only terms with a coefficient of zero would read; a stage that writes labels scores by the divergence too."""
+    readers = {
+        ("context", "teacher", "target"): method.reads_teacher,
+        ("divergence",): method.distill_coef or method.labels,
+        ("token_weight",): method.distill_coef,
+        ("advantage",): method.policy_coef and method.credit.reads_advantage,
+        ("credit", "policy_loss"): method.policy_coef,
+        ("labels",): method.label_coef,
+        ("loss_temperature",): method.reads_teacher or method.label_coef,
+    }
+    return {name for names, read in readers.items() if not read for name in names}
+
+
+def _written(method: Method) -> dict[str, str]:
+    return {f.name: _text(getattr(method, f.name)) for f in fields(method)}
 
 
 def _text(value: Any) -> str:
     """A part as the call that makes it, without the fields left at their defaults."""
     if isinstance(value, tuple):
-        return "(" + ", ".join(map(_text, value)) + ")"
+        return "(" + ", ".join(map(_text, value)) + ("," if len(value) == 1 else "") + ")"
     if not dataclasses.is_dataclass(value):
         return getattr(value, "__qualname__", None) or repr(value)
     given = [f for f in fields(value) if f.repr and getattr(value, f.name) != f.default]

@@ -42,10 +42,11 @@ class TransportWindows:
     """Where loss and transport distance are both high, writes a window onto the rollout (TOPD, 2606.00305).
 
     Probes are the `share` of the step's positions with the highest divergence, of the `control_share` with the lowest at most `controls`
-    drawn at random, and as many of all positions for comparison. At each, student and teacher write `length` tokens from y_<t; D_OT = <gamma, C> with C_ij = 1 - cos of
-    the student's input embeddings. A high-loss probe is kept where its D_OT exceeds the `quantile` of those of low loss. [open] what
-    low-loss and random probes are; at least one of each; equal divergences go to the longer rollout. Reports the medians of D_OT,
-    Pearson's r of divergence and D_OT over all probes, the share of high-loss probes not kept (false alarms), the number kept.
+    drawn at random, and as many of all positions for comparison. At each, student and teacher write `length` tokens from y_<t;
+    D_OT = <gamma, C> with C_ij = 1 - cos of the student's input embeddings. A high-loss probe is kept where its D_OT exceeds the
+    `quantile` of those of low loss. [open] what low-loss and random probes are; at least one of each; equal divergences go to the longer
+    rollout. Reports the medians of D_OT, Pearson's r of divergence and D_OT over all probes, the share of high-loss probes not kept
+    (false alarms), the number kept.
     Raises ValueError where shares or length leave no window.
     """
 

@@ -48,7 +48,7 @@ def describe_method(name: str, *, vs: str | None) -> None:
 
 def list_controls(name: str) -> None:
     """Every control and ablation of a method as it is written after --method, and what it changes."""
-    from selfdistill.method import diff
+    from selfdistill.method import UNUSED, diff
     from selfdistill.method_names import build_method, controls_of
 
     method = build_method(name, {}, max_completion_length=1024)
@@ -60,7 +60,7 @@ def list_controls(name: str) -> None:
         out.print(f"[bold]--method {escape(written)}[/]", soft_wrap=True)
         for part, (one, other) in diff(method, control).items():
             # a part around the method's own is shown as just that
-            out.print(escape(f"    {part}: {one} → {other.replace(one, '…') if one != '()' else other}"), soft_wrap=True)
+            out.print(escape(f"    {part}: {one} → {other.replace(one, '…') if one not in ('()', UNUSED) else other}"), soft_wrap=True)
 
 
 def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:

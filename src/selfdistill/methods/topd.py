@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from selfdistill.contexts import Privileged, SamePrompt, Solution
+from selfdistill.contexts import Privileged, Solution
 from selfdistill.divergences import ReverseKL
 from selfdistill.labels import WindowMean
 from selfdistill.method import Method
+from selfdistill.methods.gkd import gkd
 from selfdistill.teachers import External, Frozen, TeacherWeights
 from selfdistill.transport import ExactTransport, Transport
 from selfdistill.windows import Lesson, Transported, TransportWindows
@@ -24,17 +25,11 @@ def topd(
 ) -> Method:
     """L = mean_t KL(S_t || T_t) + trajectory_coef mean over kept windows of (1/K) sum_i KL(y~_i || S(. | q, y_<t, s_<i)).
 
-    [open] token mean; coefficient 1; windows at temperature 1, K dividing those that ended early; 64 low-loss probes a step at most. Control: lesson=TeacherWindow().
+    [open] token mean; coefficient 1; windows at temperature 1, K dividing those that ended early; at most 64 low-loss probes a step.
+    Control: lesson=TeacherWindow().
     """
     stage = TransportWindows(length=window, share=share, control_share=control_share, controls=controls, transport=transport, lesson=lesson)
-    return Method(
-        feedback=(stage,),
-        context=SamePrompt(),
-        teacher=teacher,
-        divergence=ReverseKL(),
-        labels=WindowMean(window),
-        label_coef=trajectory_coef,
-    )
+    return replace(gkd(divergence=ReverseKL(), teacher=teacher), feedback=(stage,), labels=WindowMean(window), label_coef=trajectory_coef)
 
 
 def topd_self(*, teacher: TeacherWeights = Frozen()) -> Method:

@@ -40,8 +40,8 @@ CLAIMED = {
     ("gkd", "opd"): GRADIENT_FOR_DIVERGENCE,
     # two readings of one prompt, frozen and live, mixed
     ("sdpo_trust_region", "sdpo"): {"context", "teacher", "target"},
-    # first 3 tokens skipped, a demonstration, an average, no clip, temperature 1
-    ("sdft", "opsd"): {"source", "context", "teacher", "divergence", "loss_temperature"},
+    # first 3 tokens skipped, a demonstration, an average, no clip, temperature 1; mean over rollouts in the published code
+    ("sdft", "opsd"): {"source", "context", "teacher", "divergence", "loss_temperature", "reduction"},
     # peer and answer, live, no clip, KL to pi_0, mean over rollouts; temperature 1 is ours
     ("hsd", "opsd"): {"context", "teacher", "divergence", "reference_coef", "loss_temperature", "reduction"},
     # a rubric, top 20, temperature 1.2

@@ -75,6 +75,10 @@ def method_named(name: str) -> Method:
 def prepared(method: Method, groups: list[Group], policy: Policy, *, readers: Readers | None = None) -> list[Group]:
     """Groups after the method's feedback stages."""
     tools = tools_of(policy, method, readers=readers)
+    # a model that is its own peer: what matters here is what a stage leaves behind
+    tools = replace(tools, peer=tools)
+    for group in groups:
+        group.peer = group
     for write in method.feedback:
         write(groups, tools)
     return groups

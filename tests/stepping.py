@@ -23,6 +23,7 @@ from selfdistill.scoring import Reading, score
 from selfdistill.steps import ClosedBy
 from selfdistill.teachers import External, Frozen
 from selfdistill.tools import Tools
+from selfdistill.tutoring import AsWritten
 from selfdistill.types import Batch, Group, Packed, Problem, Rollout, TokenSignals, TrainingSample, View
 
 CONTROLLED = ["null_context(opsd)", "constant_weight(pw_opsd)", "no_clip(opsd)", "other_direction(hsd)", "other_weights(opsd)"]
@@ -33,8 +34,8 @@ NAMES += [f"{w.__name__}({inner})" for w in WRAPPERS if w not in CONTROLS for in
 SKILLS = str(Path(__file__).parent / "fixtures" / "skills.json")
 # a random model's judgements hold no score, so rollouts of theirs would be left out of the loss
 JUDGED = {"exprl": {"judge": StepJudge()}, "exprl_process": {"judge": StepJudge(), "steps": ClosedBy(" ")}}
-# nor does it write skills
-GIVEN = JUDGED | {"sgsd": {"bank": SKILLS}}
+# nor does it write skills, and its feedback names nothing
+GIVEN = JUDGED | {"sgsd": {"bank": SKILLS}, "opcod": {"anchor": AsWritten()}}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from selfdistill.method import Method
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.tutoring import Anchored, AsWritten, BreakRates, Cognizance, PeerFeedback, concepts, without_answer
 from selfdistill.types import Group, Problem, Rollout
-from selfdistill.writers import Peer, Student
+from selfdistill.writers import Peer, Student, peer_of
 
 
 def rewarded(*rewards):
@@ -55,7 +55,7 @@ def test_an_answer_of_signs_is_taken_out_and_none_changes_nothing():
 def test_concepts_are_the_tasks_else_the_columns_else_the_questions_words():
     task, plain = Arithmetic(), tools_of(tiny_policy(), Method()).task
     problem = task.problems("test")[0]
-    assert concepts(problem, task) == [statement.split()[0] for statement in problem.prompt.split(" ; ")[:-1]]
+    assert concepts(problem, task) == [statement.split()[0] for statement in str(problem.prompt).split(" ; ")[:-1]]
     asked = Problem(prompt="Find the area of the triangle with sides 3 and 4, whose legs meet.")
     assert concepts(asked, plain) == ["area", "triangle", "sides", "legs", "meet"]
     assert concepts(replace(asked, columns={"concepts": ["Pythagoras"]}), plain) == ["Pythagoras"]
@@ -108,8 +108,8 @@ def test_what_the_anchor_drops_or_changes_is_counted():
 def test_the_peers_own_weights_write():
     pair = Pair()
     chats = [({"role": "user", "content": "w4 w5"},)]
-    said = Peer(Student(max_completion_length=5))(chats, pair.tools)
-    assert said == Student(max_completion_length=5)(chats, pair.tools.peer) != Student(max_completion_length=5)(chats, pair.tools)
+    said, own = Peer(Student(max_completion_length=5))(chats, pair.tools), Student(max_completion_length=5)
+    assert said == own(chats, peer_of(pair.tools)) != own(chats, pair.tools)
 
 
 def test_break_rates_count_right_rollouts_that_turn_wrong_and_leave_no_trace():

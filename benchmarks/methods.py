@@ -22,7 +22,7 @@ from rich.table import Table
 from selfdistill.api import assemble
 from selfdistill.config import make_settings
 from selfdistill.method_names import build_method
-from selfdistill.sources import OnPolicy
+from selfdistill.sources import OnPolicy, Request
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.teachers import External, Frozen
 from selfdistill.trainer import Trainer
@@ -34,7 +34,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "step_critique": {"critic": "TaskChecker()"},
     "exprl": {"judge": "StepJudge()"},
     "exprl_process": {"judge": "StepJudge()", "steps": "ClosedBy(';')"},
-    "rcsd": {},
     "sgsd": {"extractor": "TaskLessons()", "cold_start": 32},
 }
 """The testbed's own critics and judges, since the tiny base writes no judgements."""
@@ -50,7 +49,7 @@ class Fixed:
 
     groups: tuple[Group, ...]
 
-    def __call__(self, sampler: Any, problems: Any, n: int, *, grade: Any, draw: Any) -> list[Group]:
+    def __call__(self, request: Request) -> list[Group]:
         return copy.deepcopy(list(self.groups))
 
 

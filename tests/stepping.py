@@ -18,8 +18,10 @@ from selfdistill.models import Policy
 from selfdistill.packing import pack
 from selfdistill.reading import Readers, read, score_groups, start_readers
 from selfdistill.samples import training_samples
+from selfdistill.sampling import Sampler
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.scoring import Reading, score
+from selfdistill.sources import Request
 from selfdistill.steps import ClosedBy
 from selfdistill.teachers import External, Frozen
 from selfdistill.tools import Tools
@@ -63,6 +65,25 @@ class Words:
         return [Spoken(word, not _holds(word)) for word in completion.split()]
 
 
+class Bare:
+    """A task that verifies and says nothing more."""
+
+    def problems(self, split):
+        return []
+
+    def verify(self, problem, completion):
+        return None
+
+
+def breaking(name: str) -> Bare:
+    """A task whose `name` raises."""
+
+    def speak(self, problem, completion):
+        raise KeyError("gold")
+
+    return type("Breaks", (Bare,), {name: speak})()
+
+
 def _holds(word: str) -> bool:
     return int(word[1:]) % 2 == 0
 
@@ -104,6 +125,11 @@ def tools_of(policy: Policy, method: Method, *, problems: Sequence[Problem] = ()
 def _all_right(groups: list[Group]) -> None:
     for rollout in (r for g in groups for r in g.rollouts):
         rollout.reward = 1.0
+
+
+def request_for(sampler: Sampler, problems: Sequence[Problem], n: int) -> Request:
+    """What a step would ask of a source; nothing is graded and there are no further problems."""
+    return Request(sampler=sampler, problems=problems, n=n, grade=lambda groups: None, draw=lambda count: [])
 
 
 def perturb(policy: Policy, *, size: float = 0.03, seed: int = 1) -> None:

@@ -129,7 +129,7 @@ def test_recipes_hold_the_papers_settings():
         assert (stage.optimizer.lr, stage.prompts_per_step, stage.sampling.temperature, stage.sampling.max_completion_length) == (5e-6, 32, 1.2, 4096)
         assert (stage.model.lora.r, stage.model.lora.alpha, stage.sampling.thinking) == (64, 128, True)
     rubrics = QuestionRubric(Checkpoint(f"{writer.output_dir}/checkpoints/step_{writer.steps:06d}", max_completion_length=4096))
-    assert method_of(reasoner) == rcsd(rubrics=rubrics, with_reference=True, reason_first=Teacher(max_completion_length=2048))
+    assert method_of(reasoner) == rcsd(rubrics=rubrics, with_reference=True, reason_first=Teacher(temperature=1.2, max_completion_length=4096))
     critique, outcome, process = (load_settings(name) for name in ("step_critique", "exprl", "exprl_process"))
     assert (critique.optimizer.lr, critique.prompts_per_step, critique.sampling.max_completion_length, critique.sampling.temperature) == (5e-6, 32, 2048, 1.1)
     assert (critique.model.lora.r, critique.model.lora.alpha, critique.sampling.thinking, method_of(critique).context.thinking) == (64, 128, False, True)
@@ -151,6 +151,19 @@ def test_recipes_hold_the_papers_settings():
     assert (told.optimizer.lr, told.model.lora.r, told.model.lora.alpha) == (3e-5, 16, 32)
     assert (told.sampling.temperature, told.sampling.top_p, told.sampling.max_completion_length) == (1.0, 0.95, 4096)
     assert 6000 <= told.steps * told.prompts_per_step / 4 <= 8000 and build_conversation(told.eval.conversation) == RawSharded()
+
+
+def test_recipes_hold_what_the_papers_code_ran_where_the_papers_are_silent():
+    """AdamW's decay rates, schedules, warm-up and sampling of the scripts that were released."""
+    by_name = {name: load_settings(name) for name in ("opsd", "pw_opsd", "sgsd", "sdpo", "sdft", "rcsd", "exprl", "exprl_process")}
+    assert {s.optimizer.betas for s in by_name.values()} == {(0.9, 0.999)}
+    assert {name for name, s in by_name.items() if s.optimizer.schedule == "linear"} == {"pw_opsd", "sgsd"}
+    assert {name for name, s in by_name.items() if s.optimizer.weight_decay == 0.01} == {"sdpo", "exprl", "exprl_process"}
+    sdft, rcsd = by_name["sdft"], by_name["rcsd"]
+    assert (sdft.optimizer.schedule, sdft.optimizer.warmup_steps, sdft.sampling.max_completion_length) == ("cosine", 0.1 * sdft.steps, 1024)
+    assert (by_name["sdpo"].optimizer.warmup_steps, rcsd.sampling.top_p, rcsd.sampling.top_k) == (10, 0.95, 20)
+    for exprl in (by_name["exprl"], by_name["exprl_process"]):
+        assert method_of(exprl).feedback[0].judge.writer.path == exprl.model.path, "the judge is the policy before training"
 
 
 def test_recipes_are_found_by_name_by_path_and_not_by_accident(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, replace
 
 import pytest
-from stepping import tools_of
+from stepping import Bare, breaking, tools_of
 from tiny_models import tiny_groups, tiny_policy
 
 from selfdistill.contexts import Answer, Solution
@@ -88,19 +88,8 @@ def test_a_wrong_step_that_was_to_mend_another_is_itself_mended(tools):
 
 
 def test_a_task_without_a_critique_or_one_that_breaks_is_one_sentence(tools):
-    class Bare:
-        def problems(self, split):
-            return []
-
-        def verify(self, problem, completion):
-            return None
-
-    class Breaks(Bare):
-        def critique(self, problem, completion):
-            raise KeyError("gold")
-
     pairs = [(rollout("x"), Group(problem=Problem(prompt="q"), rollouts=[]))]
-    for task, said in ((Bare(), r"Bare has no critique.*--method.critic"), (Breaks(), "critique of Breaks raised KeyError: 'gold'")):
+    for task, said in ((Bare(), r"Bare has no critique.*--method.critic"), (breaking("critique"), "critique of Breaks raised KeyError: 'gold'")):
         with pytest.raises(ValueError, match=said):
             TaskChecker()(pairs, replace(tools, task=task))
 

@@ -151,8 +151,8 @@ def test_top_k_of_everything_is_the_whole_vocabulary():
     agree(replace(sdpo(), divergence=TopKTail(JSD(0.5), 55)), replace(sdpo(), divergence=JSD(0.5)))
 
 
-def test_sdft_that_skips_nothing_is_unclipped_opsd_with_an_average():
-    plain = replace(opsd(clip=math.inf), context=sdft().context, teacher=EMA(0.01), loss_temperature=1.0)
+def test_sdft_that_skips_nothing_is_unclipped_opsd_with_an_average_and_sequence_mean():
+    plain = replace(opsd(clip=math.inf), context=sdft().context, teacher=EMA(0.01), loss_temperature=1.0, reduction=SequenceMean())
     agree(replace(sdft(), source=OnPolicy()), plain, exact=True)
     assert sdft(skip_first=0).source == OnPolicy()
 

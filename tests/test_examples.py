@@ -1,16 +1,22 @@
-"""The example without the framework says what the framework does: the same completions, the same loss, the same gradient."""
+"""The example without the framework says what the framework does, and the page on adding a method runs as it stands."""
 
 import ast
 import copy
+import importlib
 import importlib.util
+import json
 import math
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from stepping import gradient_of, perturb, step
+from stepping import batch_of, gradient_of, perturb, signals_of, step
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfdistill.cli.main import main
 from selfdistill.contexts import student_messages
 from selfdistill.methods import opsd
 from selfdistill.models import Policy
@@ -19,7 +25,8 @@ from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.types import Group, Rollout
 
-PATH = Path(__file__).parents[1] / "examples" / "minimal.py"
+ROOT = Path(__file__).parents[1]
+PATH, PAGE = ROOT / "examples" / "minimal.py", ROOT / "docs" / "adding_a_method.md"
 
 
 @pytest.fixture
@@ -107,3 +114,28 @@ def test_it_stands_on_torch_and_transformers_alone_and_stays_short():
     assert {m for m in modules if m.startswith("selfdistill")} == {"selfdistill.tasks.arithmetic"}
     assert modules - {"selfdistill.tasks.arithmetic"} <= {"copy", "random", "collections.abc", "pathlib", "torch", "jaxtyping", "transformers"}
     assert len(text.splitlines()) <= 130
+
+
+def test_the_page_on_adding_a_method_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (module, loop), (recipe,), (commands,) = ([text for kind, text in blocks if kind == wanted] for wanted in ("python", "toml", "bash"))
+    (tmp_path / "mine.py").write_text(module)
+    (tmp_path / "mine.toml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    small = ["--steps", "1", "--prompts_per_step", "2", "--eval.at_end", "false"]
+    for line in commands.splitlines():
+        program, *words = shlex.split(line, comments=True)
+        assert program == "selfdistill"
+        main(words + (small if words[0] == "train" else []))
+    shown = capsys.readouterr().out
+    assert "Undecided" in shown and "SequenceMean" in shown, "the two parts that differ"
+    kept = [json.loads((tmp_path / "runs" / run / "settings.json").read_text()) for run in ("mine", "mine_2")]
+    assert [(k["method"]["scale"], k["task"].get("num_problems")) for k in kept] == [(0.5, None), (2, 500)]
+    exec(compile(loop.replace("steps=5", "steps=1").replace("prompts_per_step=8", "prompts_per_step=2"), "loop", "exec"), {})
+    step, reward, divergence = capsys.readouterr().out.split()
+    assert step == "1" and 0 <= float(reward) <= 1 and math.isfinite(float(divergence))
+    weight = importlib.import_module("mine").Undecided(0.5)
+    signals = signals_of(batch_of([2, 3]))
+    assert weight(signals).tolist() == pytest.approx([1 - math.exp(-float(h) / 0.5) for h in signals.entropy])

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from stepping import tools_of
+from stepping import Bare, breaking, tools_of
 from test_critics import Says, rollout
 from tiny_models import tiny_policy
 
@@ -62,18 +62,7 @@ def test_the_exact_judge_counts_steps_and_the_answer():
 
 
 def test_a_task_without_a_judge_or_one_that_breaks_is_one_sentence():
-    class Bare:
-        def problems(self, split):
-            return []
-
-        def verify(self, problem, completion):
-            return None
-
-    class Breaks(Bare):
-        def judge(self, problem, completion):
-            raise KeyError("gold")
-
     tools = tools_of(tiny_policy(), Method())
-    for task, said in ((Bare(), r"Bare has no judge.*--method.judge"), (Breaks(), "judge of Breaks raised KeyError: 'gold'")):
+    for task, said in ((Bare(), r"Bare has no judge.*--method.judge"), (breaking("judge"), "judge of Breaks raised KeyError: 'gold'")):
         with pytest.raises(ValueError, match=said):
             StepJudge()(attempts("x"), replace(tools, task=task))

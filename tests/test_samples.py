@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import pytest
-from stepping import ScriptedSampler, tools_of
+from stepping import ScriptedSampler, request_for, tools_of
 from tiny_models import tiny_policy
 
 from selfdistill.advantages import BlendedCredit
@@ -145,7 +145,7 @@ def test_thinking_reaches_the_encoder():
 
 def source(part, sampler, n_problems):
     problems = [Problem(prompt=str(i), solution="abc") for i in range(n_problems)]
-    return part(sampler, problems, 2, grade=lambda g: None, draw=lambda k: [Problem(prompt="new")] * k)
+    return part(replace(request_for(sampler, problems, 2), draw=lambda k: [Problem(prompt="new")] * k))
 
 
 def test_on_policy_skips_first_tokens_even_of_short_rollouts():
@@ -170,4 +170,4 @@ def test_until_mixed_does_not_take_an_ungraded_rollout_for_a_failed_one():
 def test_reference_needs_a_solution():
     assert source(Reference(), ScriptedSampler(), 2)[1].rollouts[0].completion_ids == [0, 1, 2]
     with pytest.raises(ValueError, match=r"1 problems have no solution.*task.columns.solution"):
-        Reference()(ScriptedSampler(), [Problem(prompt="q", id="x7")], 1, grade=lambda g: None, draw=lambda k: [])
+        Reference()(request_for(ScriptedSampler(), [Problem(prompt="q", id="x7")], 1))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from serving import serving
-from stepping import SKILLS, ScriptedSampler, tools_of
+from stepping import SKILLS, Bare, ScriptedSampler, breaking, tools_of
 from tiny_models import tiny_policy
 
 from selfdistill import checkpoint
@@ -111,20 +111,18 @@ def test_the_testbed_knows_which_rule_was_used_and_which_was_broken(tools):
         assert load_policy("tiny").tokenizer.unk_token_id not in load_policy("tiny").chat.plain(" ".join(shown))
 
 
-def test_a_task_without_lessons_names_the_way_out(tools):
-    class Silent:
-        def problems(self, split): ...
-
-        def verify(self, problem, completion): ...
-
-    class Odd(Silent):
+def test_a_task_without_lessons_or_with_none_to_read_is_one_sentence(tools):
+    class Odd(Bare):
         def lessons(self, problem, completion):
             return [{"title": "t"}]
 
-    with pytest.raises(ValueError, match=r'Silent has no lessons.*--method.extractor "WrittenLessons\(Student\(\)\)"'):
-        cold_bank(TaskLessons(), replace(tools, task=Silent(), sampler=ScriptedSampler()), problems=4, most=3)
+    with pytest.raises(ValueError, match=r'Bare has no lessons.*--method.extractor "WrittenLessons\(Student\(\)\)"'):
+        cold_bank(TaskLessons(), replace(tools, task=Bare(), sampler=ScriptedSampler()), problems=4, most=3)
+    attempts = [(group(1.0).rollouts[0], group(1.0))]
+    with pytest.raises(ValueError, match="lessons of Breaks raised KeyError: 'gold'"):
+        TaskLessons().extract(attempts, replace(tools, task=breaking("lessons")), most=3)
     with pytest.raises(ValueError, match=r"a lesson of Odd is .*; it must hold title, principle, when or description, why, avoid"):
-        TaskLessons().extract([(group(1.0).rollouts[0], group(1.0))], replace(tools, task=Odd()), most=3)
+        TaskLessons().extract(attempts, replace(tools, task=Odd()), most=3)
 
 
 def test_a_cold_start_on_the_testbed_finds_every_rule_once():

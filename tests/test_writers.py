@@ -13,9 +13,10 @@ from tiny_models import full_logp, tiny_policy
 from selfdistill.cli import main
 from selfdistill.critics import TAG
 from selfdistill.method import Method
+from selfdistill.methods import opsd
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.types import Problem
-from selfdistill.writers import Endpoint, Student, reply
+from selfdistill.writers import Checkpoint, Endpoint, Student, Teacher, reply
 
 CHATS = [({"role": "user", "content": f"w{i} w{i + 1}"},) for i in range(5)]
 
@@ -49,6 +50,21 @@ def test_a_students_prompt_may_be_longer_than_a_rollouts(tools):
 @pytest.mark.parametrize(("text", "said"), [("<think> no </think> so 4", "so 4"), (" so 4 ", "so 4"), ("<think>\nno end", ""), ("", "")])
 def test_thinking_is_not_part_of_a_reply(text, said):
     assert reply(text) == said
+
+
+def test_thinking_reaches_the_prompt_of_whoever_writes_here(tmp_path):
+    """Under a template that closes the thinking where it is off, a writer continues another prompt; None leaves the flag to the rollouts."""
+    policy = tiny_policy()
+    policy.tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}{{ 'w40 w41 ' }}{% endif %}"
+    policy.base.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    tools = tools_of(policy, opsd())
+    quiet = replace(tools, sampler=replace(tools.sampler, thinking=False))
+    on, off = (Student(thinking=flag)(CHATS, tools) for flag in (True, False))
+    assert on != off
+    for writer in (Student(), Teacher(), Checkpoint(str(tmp_path))):
+        assert [replace(writer, thinking=flag)(CHATS, tools) for flag in (True, False, None)] == [on, off, on], writer
+        assert replace(writer, thinking=None)(CHATS, quiet) == off, writer
 
 
 openai = pytest.importorskip("openai")

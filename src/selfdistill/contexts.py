@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from selfdistill.peers import PeerChoice, Uniformly
 from selfdistill.templates import ENGLISH
-from selfdistill.types import Group, Message, Problem, Rollout, Teaching, View, Weights
+from selfdistill.types import Group, Message, Problem, Rollout, Teaching, View
 
 Context = Callable[[Rollout, Group], list[Teaching]]
 
@@ -120,7 +120,7 @@ class Written:
     kind: ClassVar[str] = "feedback"
 
     def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
-        return {"feedback": rollout.feedback[self.name]} if rollout.feedback.get(self.name) else None
+        return {self.kind: rollout.feedback[self.name]} if rollout.feedback.get(self.name) else None
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,11 @@ class SolutionAndFeedback:
 
 
 @dataclass(frozen=True)
-class Critique:
+class Critique(Written):
     """The critique that the stage `WriteCritiques` wrote of this very rollout."""
 
+    name: str = "critique"
     kind: ClassVar[str] = "critique"
-
-    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
-        return {"critique": rollout.feedback["critique"]} if rollout.feedback.get("critique") else None
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ class FrozenAndLive:
     privileged: Context
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
-        return [Teaching(views={**t.views, "live": _read_by(t.views["teacher"], "student")}, weight=t.weight) for t in self.privileged(rollout, group)]
+        return [replace(t, views={**t.views, "live": replace(t.views["teacher"], weights="student")}) for t in self.privileged(rollout, group)]
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,3 @@ def student_view(rollout: Rollout, problem: Problem) -> View:
 def without_thinking(text: str) -> str:
     """A completion without its think block: what follows the last `</think>`."""
     return text.rsplit("</think>", 1)[-1].strip()
-
-
-def _read_by(view: View, weights: Weights) -> View:
-    return replace(view, weights=weights)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from selfdistill.contexts import Answer, Solution, TextSource
 from selfdistill.steps import ClosedBy, Splitter
+from selfdistill.tasks import asking
 from selfdistill.tools import Tools
 from selfdistill.types import Group, Rollout
 from selfdistill.writers import Student, Writer, asked_about
@@ -23,14 +24,8 @@ class TaskChecker:
     """The task's own `critique(problem, completion)`, exact on the testbed. Raises ValueError where the task has none, or raises itself."""
 
     def __call__(self, pairs: Sequence[tuple[Rollout, Group]], tools: Tools) -> list[str | None]:
-        speak = getattr(tools.task, "critique", None)
-        name = type(tools.task).__name__
-        if speak is None:
-            raise ValueError(f'the task {name} has no critique(problem, completion); let a model write: --method.critic "ModelCritic(Student())"')
-        try:
-            return [speak(group.problem, rollout.text) for rollout, group in pairs]
-        except Exception as error:  # a user's code may raise anything; the run stops with its words
-            raise ValueError(f"the critique of {name} raised {type(error).__name__}: {error}") from error
+        with asking(tools.task, "critique", otherwise='let a model write: --method.critic "ModelCritic(Student())"') as critique:
+            return [critique(group.problem, rollout.text) for rollout, group in pairs]
 
 
 @dataclass(frozen=True)

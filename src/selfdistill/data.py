@@ -14,6 +14,7 @@ class ProblemStream:
         if not len(problems):
             raise ValueError("the dataset has 0 problems to train on; check the file, its split and its filters")
         self.problems, self.seed, self.drawn = problems, seed, 0
+        self._epoch, self._permutation = -1, []
 
     def draw(self, n: int) -> list[Problem]:
         """The next n problems; a batch larger than the dataset repeats some."""
@@ -26,7 +27,7 @@ class ProblemStream:
         return self.problems[self._order(epoch)[position]]
 
     def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._permutation = epoch, torch.randperm(len(self.problems), generator=generator).tolist()
         return self._permutation

@@ -4,12 +4,11 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from selfdistill.contexts import Answer, Solution, TextSource
-from selfdistill.tasks import Verdict
+from selfdistill.tasks import Verdict, asking
 from selfdistill.tools import Tools
-from selfdistill.types import Group, Problem, Rollout
+from selfdistill.types import Group, Rollout
 from selfdistill.writers import Student, Writer, asked_about
 
 log = logging.getLogger(__name__)
@@ -60,14 +59,8 @@ class StepJudge:
     """
 
     def __call__(self, attempts: Sequence[Attempt], tools: Tools) -> list[float | None]:
-        judge, name = getattr(tools.task, "judge", None), type(tools.task).__name__
-        if judge is None:
-            raise ValueError(f'the task {name} has no judge(problem, completion); let a model judge: --method.judge "ModelJudge(Student())"')
-        speak = cast(Callable[[Problem, str], Sequence[Verdict]], judge)
-        try:
-            return [_share(speak(a.group.problem, a.text), ends=a.ends) for a in attempts]
-        except Exception as error:  # a user's code may raise anything; the run stops with its words
-            raise ValueError(f"the judge of {name} raised {type(error).__name__}: {error}") from error
+        with asking(tools.task, "judge", otherwise='let a model judge: --method.judge "ModelJudge(Student())"') as judge:
+            return [_share(judge(a.group.problem, a.text), ends=a.ends) for a in attempts]
 
 
 def likert(text: str) -> float | None:

@@ -10,7 +10,6 @@ import torch
 
 from selfdistill.checkpoint import random_state, restore_random_state
 from selfdistill.contexts import answered
-from selfdistill.conversations import Full
 from selfdistill.divergences import ForwardKL
 from selfdistill.lockstep import exchange
 from selfdistill.method import Method
@@ -18,11 +17,11 @@ from selfdistill.models import Policy
 from selfdistill.packing import pack
 from selfdistill.reading import Readers, read
 from selfdistill.samples import training_samples
-from selfdistill.sources import asked
+from selfdistill.sources import told
 from selfdistill.targets import TeacherDistribution
 from selfdistill.teachers import Live
 from selfdistill.trainer import Trainer
-from selfdistill.types import Group, Problem, Rollout, Teaching, View, Weights
+from selfdistill.types import Group, Problem, Rollout, Teaching, TokenSignals, View, Weights
 
 JOIN = 8
 """Tokens shown on either side of where a prompt joins the completion."""
@@ -94,16 +93,16 @@ def prove_alignment(*trainers: Trainer) -> list[dict[str, float]]:
 
 def first_rollouts(*trainers: Trainer, problems: int, n: int) -> list[list[Group]]:
     """Each trainer's graded and annotated completions of the first problems, told as its method's source tells them; no problem is drawn for it."""
-    told = []
+    written = []
     for trainer in trainers:
-        converse = getattr(trainer.method.source, "conversation", Full())
-        groups = converse(trainer.sampler, asked(trainer.method.source, trainer.stream.problems[:problems]), n)
+        first, tell = told(trainer.method.source, trainer.stream.problems[:problems])
+        groups = tell(trainer.sampler, first, n)
         trainer.grade(groups)
-        told.append(groups)
-    exchange(told)
-    for trainer, groups in zip(trainers, told, strict=True):
+        written.append(groups)
+    exchange(written)
+    for trainer, groups in zip(trainers, written, strict=True):
         trainer.annotate(groups)
-    return told
+    return written
 
 
 def check_alignment(policy: Policy, method: Method, groups: Sequence[Group]) -> dict[str, float]:
@@ -165,7 +164,7 @@ def _engine_gap(policy: Policy, groups: Sequence[Group]) -> float:
     return float(torch.cat(gaps).mean()) if gaps else 0.0
 
 
-def _signals(policy: Policy, method: Method, groups: Sequence[Group]) -> list:
+def _signals(policy: Policy, method: Method, groups: Sequence[Group]) -> list[TokenSignals]:
     readers: Readers = {"student": Live().start(policy)}
     with Live().start(policy).reading():
         batches = pack(training_samples(groups, method, encode=policy.chat.encode), 2**62)

@@ -11,7 +11,7 @@ from selfdistill.models import Policy
 from selfdistill.packing import pack, packed_order
 from selfdistill.samples import training_samples
 from selfdistill.scoring import Reading, score
-from selfdistill.teachers import Reader, evaluating
+from selfdistill.teachers import Frozen, Live, Reader, evaluating
 from selfdistill.tools import Scored
 from selfdistill.types import Batch, Group, Packed, TokenSignals, TrainingSample, Weights
 
@@ -23,8 +23,6 @@ def start_readers(method: Method, policy: Policy, *, offload: bool = False) -> d
 
     pi_0 is read where the method is held near it, and shares the copy of a frozen teacher.
     """
-    from selfdistill.teachers import Frozen, Live
-
     readers: dict[Weights, Reader] = {"student": Live().start(policy)}
     if method.reads_teacher:
         readers["teacher"] = method.teacher.start(policy, offload=offload)

@@ -24,7 +24,7 @@ from selfdistill.method import describe
 from selfdistill.plots import learning_curve, pareto
 from selfdistill.preflight import prove_alignment
 from selfdistill.runlog import RunLog, require_trackers
-from selfdistill.sources import asked
+from selfdistill.sources import told
 from selfdistill.summary import summarize
 from selfdistill.teachers import weights_hash
 from selfdistill.trainer import StepResult
@@ -143,7 +143,8 @@ def _same_run(run: Run) -> Run:
 def _preflight(learners: Sequence[Learner], held_out: Sequence[Problem], console: Console) -> None:
     """What would stop the run later stops it before anything is written: a prompt that is too long, tokens that do not align."""
     for parts in (learner.parts for learner in learners):
-        parts.sampler.check_lengths(asked(parts.method.source, parts.trainer.stream.problems))
+        problems, _ = told(parts.method.source, parts.trainer.stream.problems)
+        parts.sampler.check_lengths(problems)
         make_eval_sampler(parts.policy, parts.settings).check_lengths(held_out)
     with console.status("checking that student and teacher read the same tokens"):
         found = prove_alignment(*(learner.parts.trainer for learner in learners))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from selfdistill.contexts import without_thinking, worded
+from selfdistill.tasks import asking
 from selfdistill.tools import Tools
 from selfdistill.types import Group, Problem, Rollout
 from selfdistill.writers import Student, Writer
@@ -46,17 +47,15 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class TaskLessons:
-    """The task's own `lessons(problem, completion)`, exact on the testbed; equal titles are one item. Raises ValueError where the task has none."""
+    """The task's own `lessons(problem, completion)`, exact on the testbed; equal titles are one item.
+
+    Raises ValueError where the task has none, or it raises itself.
+    """
 
     def extract(self, attempts: Attempts, tools: Tools, *, most: int) -> list[list[Item] | None]:
-        name, speak = type(tools.task).__name__, getattr(tools.task, "lessons", None)
-        if speak is None:
-            raise ValueError(f'the task {name} has no lessons(problem, completion); let a model write: --method.extractor "WrittenLessons(Student())"')
-        try:
-            said = [list(speak(group.problem, rollout.text)) for rollout, group in attempts]
-        except Exception as error:  # a user's code may raise anything; the run stops with its words
-            raise ValueError(f"the lessons of {name} raised {type(error).__name__}: {error}") from error
-        return [[_checked(lesson, f"a lesson of {name}") for lesson in lessons[:most]] for lessons in said]
+        with asking(tools.task, "lessons", otherwise='let a model write: --method.extractor "WrittenLessons(Student())"') as lessons:
+            said = [list(lessons(group.problem, rollout.text)) for rollout, group in attempts]
+        return [[_checked(lesson, f"a lesson of {type(tools.task).__name__}") for lesson in found[:most]] for found in said]
 
     def merge(self, kind: str, groups: Sequence[Sequence[Item]], tools: Tools) -> list[list[Item] | None]:
         return [distinct(group) for group in groups]

@@ -1,4 +1,4 @@
-"""Where rollouts come from: a sampler, problems and a group size in, groups of rollouts out, with their trained positions set."""
+"""Where rollouts come from: a step's request in, groups of rollouts out, with their trained positions set."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,25 +7,45 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from selfdistill.contexts import words
-from selfdistill.conversations import Conversation, RawSharded
+from selfdistill.conversations import Conversation, Full, RawSharded
 from selfdistill.rubrics import parse_rubric
 from selfdistill.sampling import Sampler
 from selfdistill.types import Group, Problem
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a step wants: n rollouts of each of its problems, and what a source may need to get them."""
+
+    sampler: Sampler
+    """Samples the student."""
+    problems: Sequence[Problem]
+    n: int
+    grade: Callable[[list[Group]], None]
+    """Sets rewards, for a source that looks at them."""
+    draw: Callable[[int], Sequence[Problem]]
+    """That many further problems of the run."""
+
+
 @runtime_checkable
 class RolloutSource(Protocol):
-    """(sampler, problems, n) -> groups; `grade` and `draw` serve sources that look at rewards and ask for further problems."""
+    """Request -> groups of rollouts."""
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]: ...
+    def __call__(self, request: Request) -> list[Group]: ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A source that does not put its problems to the student as they stand: what looks at prompts before a run asks it how."""
+
+    def told(self, problems: Sequence[Problem]) -> tuple[Sequence[Problem], Conversation]:
+        """The problems in the words that the student is given, and the conversation that tells them."""
+        ...
+
+
+def told(source: RolloutSource, problems: Sequence[Problem]) -> tuple[Sequence[Problem], Conversation]:
+    """What any source puts to the student, and how: the problems themselves, at once, unless it says otherwise."""
+    return source.told(problems) if isinstance(source, Telling) else (problems, Full())
 
 
 @dataclass(frozen=True)
@@ -35,16 +55,8 @@ class OnPolicy:
     skip_first: int = 0
     """Completion tokens at the start that are not trained (SDFT skips 3)."""
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        groups = sampler.sample(problems, n)
+    def __call__(self, request: Request) -> list[Group]:
+        groups = request.sampler.sample(request.problems, request.n)
         for rollout in (r for g in groups for r in g.rollouts if self.skip_first):
             rollout.trained = tuple(range(self.skip_first, len(rollout.completion_ids)))
         return groups
@@ -59,34 +71,22 @@ class Sharded:
 
     conversation: Conversation = RawSharded()
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        return self.conversation(sampler, problems, n)
+    def __call__(self, request: Request) -> list[Group]:
+        return self.conversation(request.sampler, request.problems, request.n)
+
+    def told(self, problems: Sequence[Problem]) -> tuple[Sequence[Problem], Conversation]:
+        """The problems as they are, by the conversation."""
+        return problems, self.conversation
 
 
 @dataclass(frozen=True)
 class Reference:
     """The problem's reference solution as its only completion (SFT). Raises ValueError where a problem has none."""
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        if missing := [p.id or str(p.prompt)[:60] for p in problems if not p.solution]:
+    def __call__(self, request: Request) -> list[Group]:
+        if missing := [p.id or str(p.prompt)[:60] for p in request.problems if not p.solution]:
             raise ValueError(f"{len(missing)} problems have no solution to train on (the first: {missing[0]!r}); map a column with task.columns.solution")
-        return [Group(problem=p, rollouts=[sampler.write(p, p.solution)]) for p in problems]
+        return [Group(problem=p, rollouts=[request.sampler.write(p, p.solution)]) for p in request.problems]
 
 
 @dataclass(frozen=True)
@@ -96,29 +96,16 @@ class AskForRubrics:
     The groups' problems are the reworded ones, so that what was sampled is what is read, shown and recorded.
     """
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        groups = sampler.sample(asked(self, problems), n)
+    def __call__(self, request: Request) -> list[Group]:
+        problems, tell = self.told(request.problems)
+        groups = tell(request.sampler, problems, request.n)
         for rollout in (r for g in groups for r in g.rollouts):
             rollout.reward = float(parse_rubric(rollout.text) is not None)
         return groups
 
-    def asks(self, problem: Problem) -> Problem:
-        """The problem whose own words are those of the request."""
-        return replace(problem, templates={**problem.templates, "student": words(problem, "rubric_request")})
-
-
-def asked(source: RolloutSource, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems as a source puts them to the student: reworded by its `asks` where it has one."""
-    reworded: Callable[[Problem], Problem] | None = getattr(source, "asks", None)
-    return [reworded(p) for p in problems] if reworded else list(problems)
+    def told(self, problems: Sequence[Problem]) -> tuple[Sequence[Problem], Conversation]:
+        """Problems whose own words are those of the request, at once."""
+        return [replace(p, templates={**p.templates, "student": words(p, "rubric_request")}) for p in problems], Full()
 
 
 @dataclass(frozen=True)
@@ -134,18 +121,11 @@ class Mixed:
         if not 0 <= self.on_policy_share <= 1:
             raise ValueError(f"Mixed(on_policy_share={self.on_policy_share}): the share must lie in [0, 1]")
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        written = [float(u) >= self.on_policy_share for u in torch.rand(len(problems))]
-        sampled = iter(sampler.sample(own, n) if (own := [p for p, w in zip(problems, written, strict=True) if not w]) else [])
-        read = iter(Reference()(sampler, [p for p, w in zip(problems, written, strict=True) if w], n, grade=grade, draw=draw))
+    def __call__(self, request: Request) -> list[Group]:
+        written = [float(u) >= self.on_policy_share for u in torch.rand(len(request.problems))]
+        own, others = ([p for p, w in zip(request.problems, written, strict=True) if w is kept] for kept in (False, True))
+        sampled = iter(request.sampler.sample(own, request.n) if own else [])
+        read = iter(Reference()(replace(request, problems=others)))
         return [next(read if w else sampled) for w in written]
 
 
@@ -155,19 +135,11 @@ class UntilMixed:
 
     tries: int = 3
 
-    def __call__(
-        self,
-        sampler: Sampler,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        grade: Callable[[list[Group]], None],
-        draw: Callable[[int], Sequence[Problem]],
-    ) -> list[Group]:
-        wanted, kept = len(problems), []
+    def __call__(self, request: Request) -> list[Group]:
+        wanted, kept = len(request.problems), []
         for attempt in range(self.tries):
-            groups = sampler.sample(problems if attempt == 0 else draw(wanted - len(kept)), n)
-            grade(groups)
+            groups = request.sampler.sample(request.problems if attempt == 0 else request.draw(wanted - len(kept)), request.n)
+            request.grade(groups)
             kept += [g for g in groups if len({r.reward for r in g.rollouts} - {None}) > 1]
             if len(kept) >= wanted:
                 break

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Reader(Protocol):
     """Weights that read views without gradient, and their state between steps."""
 
-    def reading(self) -> "Any":
+    def reading(self) -> Any:
         """Context manager giving the Policy to read with."""
 
     def update(self) -> None:

@@ -21,6 +21,7 @@ from selfdistill.packing import pack
 from selfdistill.reading import read, score_groups, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling import Sampler
+from selfdistill.sources import Request
 from selfdistill.tasks import Task
 from selfdistill.tools import Scored, Tools
 from selfdistill.types import Batch, Group, Problem, TrainingSample
@@ -80,9 +81,8 @@ class Trainer:
         """The step's beginning: a batch of problems, sampled and graded."""
         self.clock = clock = _Clock()
         with clock("sample"):
-            problems = self.stream.draw(self.settings.prompts_per_step)
-            n = self.settings.sampling.num_generations
-            groups = self.method.source(self.sampler, problems, n, grade=self.grade, draw=self.stream.draw)
+            problems, n = self.stream.draw(self.settings.prompts_per_step), self.settings.sampling.num_generations
+            groups = self.method.source(Request(sampler=self.sampler, problems=problems, n=n, grade=self.grade, draw=self.stream.draw))
         with clock("grade"):
             self.grade([g for g in groups if any(r.reward is None for r in g.rollouts)])
         return groups

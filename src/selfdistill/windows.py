@@ -14,6 +14,7 @@ from torch import Tensor
 from selfdistill.tools import Scored, Tools
 from selfdistill.transport import ExactTransport, Transport, cosine_cost
 from selfdistill.types import Group, Rollout
+from selfdistill.writers import decoding_with
 
 Lesson = Callable[[Rollout, Rollout, Float[Tensor, "n m"]], Rollout]
 """(the student's window of n tokens, the teacher's of m, their plan) -> the window that the label term reads."""
@@ -93,12 +94,12 @@ class TransportWindows:
 
     def _written(self, probes: Sequence["_Probe"], tools: Tools) -> list[tuple[Rollout, Rollout]]:
         """The student's and the teacher's window of every probe."""
-        writer = tools.sampler.decoding(temperature=self.temperature, max_completion_length=self.length)
-        by_student = writer.complete([[*p.scored.rollout.prompt_ids, *p.prefix] for p in probes])
-        views = [p.scored.views["teacher"] for p in probes]
-        with tools.readers[views[0].weights].reading() as teacher:
-            writer.sync(teacher, probes[0].scored.rollout.policy_version)
-            by_teacher = writer.complete([[*(v.prompt_ids or ()), *p.prefix] for v, p in zip(views, probes, strict=True)])
+        student = tools.sampler.decoding(temperature=self.temperature, max_completion_length=self.length)
+        by_student = student.complete([[*p.scored.rollout.prompt_ids, *p.prefix] for p in probes])
+        views, version = [p.scored.views["teacher"] for p in probes], probes[0].scored.rollout.policy_version
+        with tools.readers[views[0].weights].reading() as policy:
+            teacher = decoding_with(policy, tools, temperature=self.temperature, max_completion_length=self.length, version=version)
+            by_teacher = teacher.complete([[*(v.prompt_ids or ()), *p.prefix] for v, p in zip(views, probes, strict=True)])
         return list(zip(by_student, by_teacher, strict=True))
 
     def _compared(self, pairs: Sequence[tuple[Rollout, Rollout]], tools: Tools) -> tuple[list[Tensor], Tensor]:

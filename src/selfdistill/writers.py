@@ -42,7 +42,8 @@ class Teacher(Student):
 
     def __call__(self, chats: Sequence[Sequence[Message]], tools: Tools) -> list[str]:
         with tools.readers["teacher"].reading() as policy:
-            return _replies(_sampler_of(policy, tools, self.temperature, self.max_completion_length), chats)
+            sampler = decoding_with(policy, tools, temperature=self.temperature, max_completion_length=self.max_completion_length, thinking=self.thinking)
+            return _replies(sampler, chats)
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,13 @@ class Checkpoint:
     temperature: float = 0.0
     max_completion_length: int | None = None
     """Tokens, thinking included; None: as many as a rollout has."""
+    thinking: bool | None = None
+    """The chat template's flag; None: as in the student's rollouts."""
 
     def __call__(self, chats: Sequence[Sequence[Message]], tools: Tools) -> list[str]:
         policy = _loaded(self.path, dtype=str(tools.policy.dtype).removeprefix("torch."), device=str(tools.policy.device))
-        return _replies(_sampler_of(policy, tools, self.temperature, self.max_completion_length), chats)
+        sampler = decoding_with(policy, tools, temperature=self.temperature, max_completion_length=self.max_completion_length, thinking=self.thinking)
+        return _replies(sampler, chats)
 
 
 @dataclass(frozen=True)
@@ -161,19 +165,21 @@ def peer_of(tools: Tools) -> Tools:
     return tools.peer
 
 
+def decoding_with(
+    policy: "Policy", tools: Tools, *, temperature: float, max_completion_length: int | None, thinking: bool | None = None, version: int = 0
+) -> Sampler:
+    """The run's engine over other weights: a copy of its own, so that the student's goes on with the student's."""
+    sampler = tools.sampler.decoding(temperature=temperature, max_completion_length=max_completion_length, thinking=thinking)
+    assert sampler is not tools.sampler, "an engine that shares its weights with every decoding cannot write with others"
+    sampler.sync(policy, version)
+    return sampler
+
+
 @cache
 def _loaded(path: str, *, dtype: str, device: str) -> "Policy":
     from selfdistill.loading import load_policy
 
     return load_policy(path, dtype=dtype, device=device)
-
-
-def _sampler_of(policy: "Policy", tools: Tools, temperature: float, max_completion_length: int | None) -> Sampler:
-    """The run's engine over other weights: a copy of its own, so that the student's goes on with the student's."""
-    sampler = tools.sampler.decoding(temperature=temperature, max_completion_length=max_completion_length)
-    assert sampler is not tools.sampler, "an engine that shares its weights with every decoding cannot write with others"
-    sampler.sync(policy, 0)
-    return sampler
 
 
 def _replies(sampler: Sampler, chats: Sequence[Sequence[Message]]) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from scene import Scene, kl
-from stepping import step
+from stepping import request_for, step
 from tiny_models import TEMPLATES, full_logp, tiny_policy
 
 from selfdistill.conversations import Conversation, Full, Placeholder, RawSharded
@@ -21,7 +21,7 @@ def scene_of(conversation: Conversation) -> Scene:
     scene = Scene(ccopd(conversation=conversation))
     sampler = TransformersSampler(policy=scene.policy, max_completion_length=9)
     torch.manual_seed(0)
-    scene.groups = scene.method.source(sampler, PROBLEMS, 3, grade=lambda groups: None, draw=lambda n: [])
+    scene.groups = scene.method.source(request_for(sampler, PROBLEMS, 3))
     return scene
 
 
@@ -51,6 +51,6 @@ def test_the_teacher_is_told_at_once_whatever_the_student_heard():
 def test_told_at_once_the_student_has_nothing_to_learn():
     """conversation=Full() with untouched weights: both sides read one prompt by one set of weights."""
     policy, method = tiny_policy(), ccopd(conversation=Full())
-    groups = method.source(TransformersSampler(policy=policy, max_completion_length=9), PROBLEMS, 3, grade=lambda groups: None, draw=lambda n: [])
+    groups = method.source(request_for(TransformersSampler(policy=policy, max_completion_length=9), PROBLEMS, 3))
     loss, gradient, _ = step(method, policy, groups)
     assert loss == pytest.approx(0, abs=1e-7) and gradient.abs().max() < 1e-6

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scene import Scene, jsd
+from stepping import request_for
 from tiny_models import tiny_policy, tiny_problems
 
 from selfdistill.methods import gkd
@@ -27,7 +28,7 @@ def drawn(share: float, seed: int = 0) -> list[bool]:
     sampler = TransformersSampler(policy=tiny_policy(), max_completion_length=3)
     torch.manual_seed(seed)
     problems = tiny_problems(40)
-    groups = Mixed(share)(sampler, problems, 2, grade=lambda g: None, draw=lambda k: [])
+    groups = Mixed(share)(request_for(sampler, problems, 2))
     assert [g.problem for g in groups] == problems
     own = [len(g.rollouts) == 2 for g in groups]
     assert all(mine or [r.text for r in g.rollouts] == [g.problem.solution] for mine, g in zip(own, groups, strict=True))

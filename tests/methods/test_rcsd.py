@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from scene import Scene, kl
-from stepping import prepared, tools_of
+from stepping import prepared, request_for, tools_of
 from tiny_models import TEMPLATES, tiny_groups, tiny_policy, tiny_problems
 
 from selfdistill.api import assemble
@@ -17,7 +17,7 @@ from selfdistill.methods import opsd, rcsd, rcsd_writer
 from selfdistill.preflight import check_alignment, prove_alignment
 from selfdistill.rubrics import GenericRubric, QuestionRubric, RandomRubric, ReferenceRubric, RubricColumn
 from selfdistill.runlog import RunLog
-from selfdistill.sources import asked
+from selfdistill.sources import told
 from selfdistill.writers import Student, Teacher
 
 WRITTEN = [{"title": f"t{i}", "description": "holds", "weight": i} for i in range(3)]
@@ -68,7 +68,7 @@ def test_equation_of_the_writer():
     """mean_t KL(T_0(. | q, reference, r_<t) || S(. | q, r_<t)) on rubrics that the student wrote when asked for one."""
     scene = Scene(rcsd_writer())
     sampler = tools_of(scene.policy, scene.method).sampler
-    scene.groups = scene.method.source(sampler, tiny_problems(3), 2, grade=lambda groups: None, draw=lambda n: [])
+    scene.groups = scene.method.source(request_for(sampler, tiny_problems(3), 2))
     values = []
     for rollout, group in scene.rollouts():
         student, teacher = scene.student(rollout, 1.2), scene.view(rollout, group, "teacher", 1.2)
@@ -80,13 +80,14 @@ def test_the_writer_is_asked_for_a_rubric_and_that_is_what_is_read_and_proved():
     policy, method = tiny_policy(), rcsd_writer()
     problem = replace(tiny_problems(1)[0], prompt=({"role": "system", "content": "w7"}, {"role": "user", "content": "w8 w9"}), solution="w3")
     sampler = tools_of(policy, method).sampler
-    (group,) = method.source(sampler, [problem], 2, grade=lambda groups: None, draw=lambda n: [])
+    (group,) = method.source(request_for(sampler, [problem], 2))
     assert [m["content"] for m in student_messages(group.problem)] == ["w7", "w44 w8 w9"]
     assert group.rollouts[0].prompt_ids == policy.chat.encode(student_messages(group.problem))
     (teaching,) = method.context(group.rollouts[0], group)
     assert [m["content"] for m in teaching.views["teacher"].messages] == ["w7", "w44 w8 w9 w2 w3"]
     check_alignment(policy, method, [group])
-    assert sampler.sample(asked(method.source, [problem]), 1)[0].rollouts[0].prompt_ids == group.rollouts[0].prompt_ids
+    problems, tell = told(method.source, [problem])
+    assert tell(sampler, problems, 1)[0].rollouts[0].prompt_ids == group.rollouts[0].prompt_ids
     with pytest.raises(ValueError, match="not what the chat template renders"):
         check_alignment(policy, method, [replace(group, problem=problem)])
 
@@ -132,7 +133,7 @@ def test_the_rubric_writers_reward_is_whether_the_rubric_parses(monkeypatch):
         rollout.text, rollout.reward = next(texts), None
     sampler = tools_of(policy, method).sampler
     monkeypatch.setattr(type(sampler), "sample", lambda self, problems, n: groups)
-    found = method.source(sampler, [groups[0].problem], 3, grade=lambda groups: None, draw=lambda n: [])
+    found = method.source(request_for(sampler, [groups[0].problem], 3))
     assert [r.reward for r in found[0].rollouts] == [1.0, 0.0, 0.0]
 
 

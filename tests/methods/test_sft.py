@@ -2,6 +2,7 @@
 
 import torch
 from scene import Scene
+from stepping import request_for
 
 from selfdistill.methods import sft
 from selfdistill.sampling.transformers import TransformersSampler
@@ -10,7 +11,7 @@ from selfdistill.sampling.transformers import TransformersSampler
 def test_equation():
     scene = Scene(sft())
     sampler = TransformersSampler(policy=scene.policy, max_completion_length=16)
-    scene.groups = scene.method.source(sampler, [g.problem for g in scene.groups], 4, grade=lambda groups: None, draw=lambda n: [])
+    scene.groups = scene.method.source(request_for(sampler, [g.problem for g in scene.groups], 4))
     values = []
     for rollout, group in scene.rollouts():
         assert rollout.text == group.problem.solution and rollout.completion_ids[-1] == scene.policy.tokenizer.eos_token_id

@@ -12,6 +12,6 @@ from selfdistill.teachers import Live, TeacherWeights
 def rlsd(*, clip: float = 0.2, teacher: TeacherWeights = Live()) -> Method:
     """GRPO with A_t = A clip(exp(sign(A) Delta_t), 1 - clip, 1 + clip); needs groups of at least 2.
 
-    [open] clip 0.2; the reading is the live student's, shown the reference solution; rollouts without one keep A.
+    clip 0.2 is the code's. [open] The reading is the live student's, shown the reference solution; rollouts without one keep A.
     """
     return replace(grpo(), context=Privileged((Solution(),)), teacher=teacher, credit=ReweightedCredit(clip))

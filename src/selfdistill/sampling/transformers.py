@@ -89,7 +89,7 @@ class TransformersSampler:
         )
 
     def sync(self, policy: Policy, version: int) -> None:
-        """The engine shares the student's weights, so only their version changes."""
+        """The engine shares the policy's weights: nothing is copied."""
         self.policy, self.version = policy, version
 
     def _rollout(self, prompt: list[int], ids: list[int], logp: list[float], *, truncated: bool, index: int) -> Rollout:

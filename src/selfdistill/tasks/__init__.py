@@ -1,7 +1,8 @@
 """What is trained on: problems and the verifier that belongs to them."""
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from selfdistill.types import Problem
 
@@ -40,3 +41,18 @@ class Task(Protocol):
     def verify(self, problem: Problem, completion: str) -> float | None:
         """1 right, 0 wrong, None where it cannot be told."""
         ...
+
+
+@contextmanager
+def asking(task: Task, name: str, *, otherwise: str) -> Iterator[Callable[[Problem, str], Any]]:
+    """The task's own `name(problem, completion)`, for a stage that cannot do without it.
+
+    Raises ValueError where the task has none, closed by what to do otherwise, and where it raises itself.
+    """
+    speak, who = getattr(task, name, None), type(task).__name__
+    if speak is None:
+        raise ValueError(f"the task {who} has no {name}(problem, completion); {otherwise}")
+    try:
+        yield speak
+    except Exception as error:  # a user's code may raise anything; the run stops with its words
+        raise ValueError(f"the {name} of {who} raised {type(error).__name__}: {error}") from error

@@ -25,6 +25,7 @@ from selfdistill.sources import Request
 from selfdistill.steps import ClosedBy
 from selfdistill.teachers import External, Frozen
 from selfdistill.tools import Tools
+from selfdistill.tutoring import AsWritten
 from selfdistill.types import Batch, Group, Packed, Problem, Rollout, TokenSignals, TrainingSample, View
 
 CONTROLLED = ["null_context(opsd)", "constant_weight(pw_opsd)", "no_clip(opsd)", "other_direction(hsd)", "other_weights(opsd)"]
@@ -35,8 +36,8 @@ NAMES += [f"{w.__name__}({inner})" for w in WRAPPERS if w not in CONTROLS for in
 SKILLS = str(Path(__file__).parent / "fixtures" / "skills.json")
 # a random model's judgements hold no score, so rollouts of theirs would be left out of the loss
 JUDGED = {"exprl": {"judge": StepJudge()}, "exprl_process": {"judge": StepJudge(), "steps": ClosedBy(" ")}}
-# nor does it write skills
-GIVEN = JUDGED | {"sgsd": {"bank": SKILLS}}
+# nor does it write skills, and its feedback names nothing
+GIVEN = JUDGED | {"sgsd": {"bank": SKILLS}, "opcod": {"anchor": AsWritten()}}
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ def method_named(name: str) -> Method:
 def prepared(method: Method, groups: list[Group], policy: Policy, *, readers: Readers | None = None) -> list[Group]:
     """Groups after the method's feedback stages."""
     tools = tools_of(policy, method, readers=readers)
+    # a model that is its own peer: what matters here is what a stage leaves behind
+    tools = replace(tools, peer=tools)
+    for group in groups:
+        group.peer = group
     for write in method.feedback:
         write(groups, tools)
     return groups

@@ -28,14 +28,14 @@ PARTS = (
         "judges",
         "steps",
     ),
-    *("windows", "transport", "labels", "targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions", "teachers"),
+    *("windows", "transport", "tutoring", "labels", "targets", "divergences", "token_weights", "advantages", "policy_losses", "reductions", "teachers"),
 )
 LAYERS = (
     ("types", "imports", "templates"),
     ("sampling", "tools", *PARTS),
     ("method",),
     ("samples", "packing", "scoring", "loss", "reading", "metrics"),
-    ("trainer",),
+    ("trainer", "lockstep"),
     ("api", "runner", "runs", "cli"),
 )
 """From the bottom up: a layer imports from itself and from those before it."""

@@ -213,7 +213,7 @@ class Told:
 def test_a_run_proves_what_it_will_train_on_and_steps():
     settings = make_settings({"steps": 1, "prompts_per_step": 2, "sampling": {"num_generations": 3, "max_completion_length": 6}, "optimizer": {"lr": 1e-3}}, {})
     parts = assemble(settings, policy=tiny_policy(), method=ccopd(), task=Told())
-    drawn = first_rollouts(parts.trainer, problems=2, n=2)
+    (drawn,) = first_rollouts(parts.trainer, problems=2, n=2)
     assert [len(r.earlier) for g in drawn for r in g.rollouts] == [2, 2, 1, 1]
     prove_alignment(parts.trainer)
     (result,) = parts.trainer

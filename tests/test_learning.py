@@ -20,6 +20,7 @@ from selfdistill.critics import TaskChecker
 from selfdistill.divergences import ForwardKL
 from selfdistill.judges import StepJudge
 from selfdistill.loading import save_policy
+from selfdistill.lockstep import introduce, lockstep
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, grpo_plus, hsd, opsd, pw_opsd, rcsd, shuffled_context
@@ -28,6 +29,7 @@ from selfdistill.skills import TaskLessons
 from selfdistill.sources import Sharded
 from selfdistill.steps import ClosedBy
 from selfdistill.teachers import External
+from selfdistill.tutoring import AsWritten, PeerFeedback
 from selfdistill.types import Message, Problem
 
 QUESTIONS, ANSWERS, PREAMBLE = WORDS[20:32], WORDS[10:20], "w6 w7 w8"
@@ -44,6 +46,8 @@ class Lookup:
     def problems(self, split):
         # a problem's rubric is its worked answer here, so whoever is asked for one reads the words of the question itself
         words = TEMPLATES | {"rubric_request": TEMPLATES["student"], "rubric_request_solution": TEMPLATES["solution"]}
+        # nor has it learned to read feedback, which is the answer here
+        words |= {"feedback": "{problem} w1 {feedback}", "solution_feedback": "{problem} w1 {feedback} w3 {solution}"}
         return [Problem(prompt=q, answer=a, solution=f"{PREAMBLE} {a}", id=q, columns={"rubric": a}, templates=words) for q, a in TABLE.items()]
 
     def verify(self, problem, completion):
@@ -156,8 +160,11 @@ def gain(method: Method, *, lr: float, steps: int = 12) -> float:
     in_turns = isinstance(method.source, Sharded)
     policy, history = copy.deepcopy(base_in_turns() if in_turns else base()), HISTORY if in_turns else ()
     before = expected_reward(policy, before=history)
-    parts = assemble(settings, policy=policy, method=method, task=ToldOverTurns() if in_turns else Lookup())
-    for _ in parts.trainer:
+    # what learns with a peer has one that begins as it does
+    policies = [policy, copy.deepcopy(policy)] if any(isinstance(stage, PeerFeedback) for stage in method.feedback) else [policy]
+    trainers = [assemble(settings, policy=p, method=method, task=ToldOverTurns() if in_turns else Lookup()).trainer for p in policies]
+    introduce(trainers)
+    for _ in lockstep(trainers):
         pass
     return expected_reward(policy, before=history) - before
 
@@ -170,9 +177,17 @@ def learns(method: Method, *, lr: float) -> None:
 # one token's jump from 0.4 to 0.95 fills a tiny vocabulary's whole divergence, which the published entry clip of 0.05 would hide
 WIDE = ForwardKL(clip=1.0)
 NAMES = [f.__name__ for f in METHODS] + ["grpo_plus(hsd)"]
+
+
+def table(chats, tools):
+    """Feedback from the table: the answer to the question that opens each chat."""
+    return [TABLE[chat[-1]["content"].split()[0]] for chat in chats]
+
+
 # the model has not learned to criticise, to judge or to name skills, so the table does
 EXACT = {
     "step_critique": {"critic": TaskChecker()},
+    "opcod": {"writer": table, "anchor": AsWritten(), "breaks_every": 0},
     "sgsd": {"extractor": TaskLessons()},
     "exprl": {"judge": StepJudge()},
     "exprl_process": {"judge": StepJudge(), "steps": ClosedBy(PREAMBLE)},

@@ -31,6 +31,8 @@ TEMPLATES = {
     "peer": "{problem} w1 {answer} w3 {peer}",
     "demonstration": "{problem} w4 {demonstration}",
     "feedback": "{problem} w5 {feedback}",
+    "solution_feedback": "{problem} w5 {feedback} w2 {solution}",
+    "feedback_request": "{problem} w2 {solution} w49 {attempt} w41",
     "rubric": "{problem} w45 {rubric}",
     "rubric_solution": "{problem} w2 {solution} w45 {rubric}",
     "rubric_request": "w44 {problem}",

@@ -4,13 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfdistill.api import train
+    from selfdistill.api import train, train_pair
     from selfdistill.loading import load_policy
     from selfdistill.method import Method, describe, diff
     from selfdistill.types import Problem
 
 __version__ = "0.1.0"
-__all__ = ["Method", "Problem", "describe", "diff", "load_policy", "train"]
+__all__ = ["Method", "Problem", "describe", "diff", "load_policy", "train", "train_pair"]
 
 _HOMES = {
     "Method": "selfdistill.method",
@@ -19,6 +19,7 @@ _HOMES = {
     "diff": "selfdistill.method",
     "load_policy": "selfdistill.loading",
     "train": "selfdistill.api",
+    "train_pair": "selfdistill.api",
 }
 
 

@@ -12,6 +12,7 @@ from selfdistill.config import Settings, make_settings
 from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object
 from selfdistill.loading import Lora, load_policy
+from selfdistill.lockstep import introduce, lockstep
 from selfdistill.method import Method
 from selfdistill.method_names import build_conversation, build_method
 from selfdistill.models import Policy, check_head, check_layout
@@ -64,6 +65,14 @@ def assemble(
     return Assembled(settings=settings, policy=policy, method=method, task=task, reward=reward, conversation=conversation, trainer=trainer, sampler=sampler)
 
 
+def members(settings: Settings) -> tuple[Settings, ...]:
+    """The settings of each model that learns: the run's own, and those of its peer, to whom the first model is the peer."""
+    if settings.peer is None:
+        return (settings,)
+    turned = {"model": settings.peer, "peer": settings.model, "output_dir": f"{settings.output_dir}/peer"}
+    return settings, settings.model_copy(update=turned)
+
+
 def _check_groups(method: Method, rollouts: int) -> None:
     """Raises ValueError where rewards are compared within a problem and there is nothing to compare with."""
     if method.policy_coef and method.credit.reads_advantage and isinstance(method.advantage, GroupRelative) and rollouts < 2:
@@ -84,20 +93,48 @@ def train(
     a Task, or rows with the columns prompt, answer, solution. Other keywords are settings,
     nested ones as mappings: steps=50, optimizer={"lr": 1e-5}. Raises ValueError on bad input.
     """
+    for (result,) in _steps((model,), method, dataset, reward, settings):
+        yield result
+
+
+def train_pair(
+    *,
+    model: str | Mapping[str, Any] | Policy,
+    peer: str | Mapping[str, Any] | Policy,
+    method: str | Method = "opcod",
+    dataset: str | Task | Iterable[Mapping[str, Any]] | None = None,
+    reward: RewardFunction | None = None,
+    **settings: Any,
+) -> Iterator[tuple[StepResult, ...]]:
+    """Like `train`, of two models in lockstep: yields (the model's StepResult, its peer's). Each model is the other's peer."""
+    yield from _steps((model, peer), method, dataset, reward, settings)
+
+
+def _steps(
+    models: Sequence[str | Mapping[str, Any] | Policy],
+    method: str | Method,
+    dataset: str | Task | Iterable[Mapping[str, Any]] | None,
+    reward: RewardFunction | None,
+    settings: Mapping[str, Any],
+) -> Iterator[tuple[StepResult, ...]]:
+    """A result a model and step, the alignment of each proved before."""
     data = dict(settings)
-    data |= {} if isinstance(model, Policy) else {"model": model}
     data |= {"method": method} if isinstance(method, str) else {}
     data |= {"task": dataset} if isinstance(dataset, str) else {}
     task = dataset if dataset is None or isinstance(dataset, str | Task) else Dataset(rows=dataset)
-    parts = assemble(
-        make_settings(data, {}),
-        policy=model if isinstance(model, Policy) else None,
-        method=method if isinstance(method, Method) else None,
-        task=None if isinstance(task, str) else task,
-        reward=reward,
-    )
-    prove_alignment(parts.trainer)
-    yield from parts.trainer
+    trainers = [
+        assemble(
+            make_settings(data | ({} if isinstance(model, Policy) else {"model": model}), {}),
+            policy=model if isinstance(model, Policy) else None,
+            method=method if isinstance(method, Method) else None,
+            task=None if isinstance(task, str) else task,
+            reward=reward,
+        ).trainer
+        for model in models
+    ]
+    introduce(trainers)
+    prove_alignment(*trainers)
+    yield from lockstep(trainers)
 
 
 def load_settings_policy(settings: Settings, path: str | None = None) -> Policy:

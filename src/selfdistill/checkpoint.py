@@ -26,9 +26,14 @@ def save(trainer: Trainer, run: Path, *, keep: int) -> Path:
         save_policy(trainer.policy, partial)
         torch.save(_state(trainer), partial / "trainer_state.pt")
         (partial / "memory.json").write_text(json.dumps(trainer.tools.memory, indent=2) + "\n")
+    prune(run, keep=keep)
+    return folder
+
+
+def prune(run: Path, *, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints of a run."""
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
-    return folder
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -36,11 +41,13 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if p.suffix != ".partial" and (p / "trainer_state.pt").exists())
 
 
-def latest(run: Path) -> Path:
-    """Raises ValueError where a run has nothing to resume from."""
-    if not (found := checkpoints(run)):
-        raise ValueError(f"{run} has no complete checkpoint to resume from; remove it or choose another --output_dir (checkpoint_every sets how often)")
-    return found[-1]
+def latest(*runs: Path) -> Path:
+    """The newest checkpoint of the first run that all of them have. Raises ValueError where a run has nothing to resume from."""
+    shared = set.intersection(*({path.name for path in checkpoints(run)} for run in runs))
+    if not shared:
+        named = " and ".join(map(str, runs))
+        raise ValueError(f"{named} has no complete checkpoint to resume from; remove it or choose another --output_dir (checkpoint_every sets how often)")
+    return runs[0] / "checkpoints" / max(shared)
 
 
 def restore(trainer: Trainer, folder: Path) -> None:

@@ -155,6 +155,8 @@ class Settings(Section):
     """A run from its first rollout to its last checkpoint."""
 
     model: ModelSettings = ModelSettings()
+    peer: ModelSettings | None = None
+    """A second model that learns in lockstep with the first, in output_dir/peer; its keys are those of `model`."""
     method: MethodSettings = MethodSettings()
     task: TaskSettings = TaskSettings()
     reward: str | None = None
@@ -186,11 +188,10 @@ class Settings(Section):
     @model_validator(mode="before")
     @classmethod
     def _names(cls, data: Any) -> Any:
-        """A name alone stands for its table (method, task), its path (model) or its list (trackers)."""
+        """A name alone stands for its table (method, task), its path (model, peer) or its list (trackers)."""
         if isinstance(data, dict):
             data = {k: {"name": v} if k in ("method", "task") and isinstance(v, str) else v for k, v in data.items()}
-            if isinstance(data.get("model"), str):
-                data["model"] = {"path": data["model"]}
+            data = {k: {"path": v} if k in ("model", "peer") and isinstance(v, str) else v for k, v in data.items()}
             if isinstance(data.get("trackers"), str):
                 data["trackers"] = (data["trackers"],)
         return data
@@ -239,11 +240,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def keys(model: type[BaseModel] = Settings) -> dict[str, FieldInfo]:
-    """Every setting by its dotted name, sections opened."""
+    """Every setting by its dotted name, sections opened, each kind of section once: a peer has a model's keys."""
     found: dict[str, FieldInfo] = {}
+    opened: set[type[BaseModel] | None] = {None}
     for name, info in model.model_fields.items():
         section = _section(info)
-        inner = keys(section) if section else {}
+        inner = keys(section) if section and section not in opened else {}
+        opened.add(section)
         # a section that may be None is a setting as well as a table
         found |= ({} if section and info.default is not None else {name: info}) | {f"{name}.{key}": i for key, i in inner.items()}
     return found
@@ -271,7 +274,7 @@ def _put(data: dict[str, Any], keys: list[str], value: Any) -> None:
         return
     inner = data.get(head)
     # a section given as its name alone becomes a table when one of its other keys is set
-    data[head] = inner if isinstance(inner, dict) else ({} if inner is None else {"path" if head == "model" else "name": inner})
+    data[head] = inner if isinstance(inner, dict) else ({} if inner is None else {"path" if head in ("model", "peer") else "name": inner})
     _put(data[head], rest, value)
 
 

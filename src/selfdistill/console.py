@@ -24,8 +24,9 @@ class Console:
 
     def begin(self, settings: Settings, method: Mapping[str, str], memory: Mapping[str, float]) -> None:
         """The method's parts and what the run will need."""
+        peer = f" and peer {settings.peer.path}" if settings.peer else ""
         size = f"{settings.steps} steps of {settings.prompts_per_step} x {settings.sampling.num_generations} rollouts"
-        self.out.print(f"[bold]{settings.method.name}[/] on {settings.task.name}, model {settings.model.path}, {size}")
+        self.out.print(f"[bold]{settings.method.name}[/] on {settings.task.name}, model {settings.model.path}{peer}, {size}")
         for name in ("context", "teacher", "target", "divergence", "token_weight", "reduction"):
             if method[name] != UNUSED:
                 self.out.print(f"  {name:13s} {escape(method[name])}", style="dim")
@@ -55,10 +56,10 @@ class Console:
             self.out.print(f"{what}: {total} samples")
 
     @contextmanager
-    def training(self, steps: int, *, done: int) -> Iterator[Callable[[StepResult, bool], None]]:
-        """The bar of the run; yields the function that shows a step and, where asked, one of its completions."""
+    def training(self, steps: int, *, done: int, whose: str = "") -> Iterator[Callable[[StepResult, bool], None]]:
+        """The bar of a model's training; yields the function that shows a step and, where asked, one of its completions."""
         with self._bars() as progress:
-            task = progress.add_task("training", total=steps, completed=done, note="")
+            task = progress.add_task(f"training{whose}", total=steps, completed=done, note="")
 
             def show(result: StepResult, with_sample: bool) -> None:
                 m = result.metrics
@@ -67,7 +68,7 @@ class Console:
                 if with_sample:
                     self.sample(result)
                 elif not self.out.is_terminal and result.step % 10 == 0:
-                    self.out.print(f"step {result.step}/{steps}: {note}")
+                    self.out.print(f"step {result.step}/{steps}{whose}: {note}")
 
             yield show
 

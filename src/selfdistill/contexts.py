@@ -124,6 +124,19 @@ class Written:
 
 
 @dataclass(frozen=True)
+class SolutionAndFeedback:
+    """A successful peer of the student's own group beside what was written about this very rollout, where it has both (OPCoD)."""
+
+    solution: PeerSolution
+    feedback: Written
+    kind: ClassVar[str] = "solution_feedback"
+
+    def __call__(self, rollout: Rollout, group: Group) -> Mapping[str, str] | None:
+        solution, feedback = self.solution(rollout, group), self.feedback(rollout, group)
+        return {**solution, **feedback} if solution and feedback else None
+
+
+@dataclass(frozen=True)
 class Critique(Written):
     """The critique that the stage `WriteCritiques` wrote of this very rollout."""
 

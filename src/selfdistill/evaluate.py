@@ -34,6 +34,19 @@ class Evaluation:
     truncated_samples: tuple[bool, ...]
     problem_ids: tuple[str, ...] = ()
     """Which problems these are; a comparison pairs no others."""
+    domains: tuple[str, ...] = ()
+    """Each problem's column `domain`; none where the problems tell none."""
+
+    @property
+    def by_domain(self) -> dict[str, "Evaluation"]:
+        """The problems of each domain alone, in the order of their names."""
+        return {name: self._only([i for i, domain in enumerate(self.domains) if domain == name]) for name in sorted(set(self.domains))}
+
+    def _only(self, places: Sequence[int]) -> "Evaluation":
+        k = len(self.scores[0])
+        samples = [i * k + j for i in places for j in range(k)]
+        flat = {name: tuple(getattr(self, name)[i] for i in samples) for name in ("lengths", "truncated_samples")}
+        return Evaluation(**{name: tuple(getattr(self, name)[i] for i in places) for name in ("scores", "texts", "problem_ids", "domains")}, **flat)
 
     @property
     def avg_at_k(self) -> float:
@@ -77,7 +90,7 @@ class Evaluation:
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
         """What `to_json` wrote, read back; other keys are ignored."""
         nested = {name: tuple(map(tuple, data[name])) for name in ("scores", "texts")}
-        flat = {name: tuple(data[name]) for name in ("lengths", "truncated_samples", "problem_ids")}
+        flat = {name: tuple(data.get(name, ())) for name in ("lengths", "truncated_samples", "problem_ids", "domains")}
         return cls(**nested, **flat)
 
 
@@ -123,6 +136,7 @@ def evaluate(
         lengths=tuple(len(r.completion_ids) for r in rollouts),
         truncated_samples=tuple(r.truncated for r in rollouts),
         problem_ids=tuple(p.id or str(p.prompt) for p in problems),
+        domains=tuple(str(p.columns["domain"]) for p in problems) if all(p.columns.get("domain") for p in problems) else (),
     )
 
 

@@ -19,6 +19,8 @@ LAYER_ACTIVATIONS = 34
 CHECKPOINTED_ACTIVATIONS = 1
 ADAPTED_BYTES = 70
 """Bytes of hidden width a token that LoRA on all linear layers of a gated transformer layer adds: fp32 copies of what enters and leaves each."""
+TRANSIENT = ("activations", "scoring")
+"""What a model needs only while its own micro-batches run."""
 SCORED_COPIES = 6
 """Tensors of [chunk vocab] alive at once while a chunk is scored."""
 
@@ -47,6 +49,14 @@ def estimate(policy: Policy, readers: Readers, settings: Settings, problems: Ite
         "scoring": SCORED_COPIES * 4 * CHUNK_ENTRIES.get(policy.device.type, CHUNK_ENTRIES["cpu"]),
     }
     return {name: value / GIB for name, value in parts.items()}
+
+
+def together(models: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Two models in one process: each keeps its weights, teachers and optimizer, and they take their turns with the rest."""
+    found: dict[str, float] = {}
+    for name, value in (part for model in models for part in model.items()):
+        found[name] = max(found.get(name, 0.0), value) if name in TRANSIENT else found.get(name, 0.0) + value
+    return found
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from selfdistill import (
     teachers,
     token_weights,
     transport,
+    tutoring,
     windows,
     writers,
 )
@@ -41,7 +42,7 @@ from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 
 KINDS = (
     *(advantages, contexts, conversations, critics, divergences, judges, labels, notes, null_contexts, peers, policy_losses),
-    *(reductions, retrieval, rubrics, skills, sources, steps, targets, teachers, token_weights, transport, windows, writers),
+    *(reductions, retrieval, rubrics, skills, sources, steps, targets, teachers, token_weights, transport, tutoring, windows, writers),
 )
 """The modules whose parts a setting may name."""
 PARTS: Mapping[str, type] = {

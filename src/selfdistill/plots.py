@@ -45,7 +45,32 @@ def learning_curve(run: Path, *, title: str) -> Path | None:
         axis.grid(alpha=0.3)
     axes.flat[4].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.suptitle(title)
-    picture = run / "learning_curve.png"
+    return _saved(figure, run / "learning_curve.png")
+
+
+def pareto(models: Sequence[tuple[Evaluation, Evaluation]], picture: Path, *, title: str) -> Path | None:
+    """Accuracy on one domain against the other, an arrow from base to trained for each model; None where the problems are not of two domains."""
+    if not models or len(models[0][0].by_domain) != 2:
+        return None
+    figure, axis = plt.subplots(figsize=(6.4, 6), layout="constrained")
+    for i, (pair, name) in enumerate(zip(models, ("model", "peer"), strict=True)):
+        drawn = [[(e.avg_at_k, e.avg_at_k - e.ci95[0], e.ci95[1] - e.avg_at_k) for e in evaluation.by_domain.values()] for evaluation in pair]
+        for ((x, *across), (y, *along)), when, filled in zip(drawn, ("base", "trained"), ("none", "full"), strict=True):
+            errors: dict[str, Any] = {"xerr": [[e] for e in across], "yerr": [[e] for e in along]}
+            axis.errorbar(x, y, **errors, marker="os"[i], color=f"C{i}", fillstyle=filled, capsize=3, linestyle="none", label=f"{name}, {when}")
+        ends = [(domains[0][0], domains[1][0]) for domains in drawn]
+        axis.annotate("", xy=ends[1], xytext=ends[0], arrowprops={"arrowstyle": "->", "color": f"C{i}"})
+    one, other = models[0][0].by_domain
+    axis.set(title=title, xlabel=f"accuracy on {one}, 95 % interval over problems", ylabel=f"accuracy on {other}", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    for direction in (axis.xaxis, axis.yaxis):
+        direction.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.grid(alpha=0.3)
+    axis.legend(framealpha=0.7)
+    return _saved(figure, picture)
+
+
+def _saved(figure: Any, picture: Path) -> Path:
+    """Written whole or not at all."""
     figure.savefig(partial := picture.with_suffix(".partial"), dpi=110, format="png")
     os.replace(partial, picture)
     plt.close(figure)

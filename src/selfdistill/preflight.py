@@ -11,6 +11,7 @@ import torch
 from selfdistill.checkpoint import random_state, restore_random_state
 from selfdistill.contexts import answered
 from selfdistill.divergences import ForwardKL
+from selfdistill.lockstep import exchange
 from selfdistill.method import Method
 from selfdistill.models import Policy
 from selfdistill.packing import pack
@@ -78,23 +79,30 @@ def _tokens(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(policy.tokenizer.convert_ids_to_tokens(list(ids)))
 
 
-def prove_alignment(trainer: Trainer) -> dict[str, float]:
+def prove_alignment(*trainers: Trainer) -> list[dict[str, float]]:
     """`check_alignment` on real rollouts of the first problems, which must also fit the micro-batch budget; the random state is as before it."""
-    state, sampling = random_state(), trainer.settings.sampling
-    groups = first_rollouts(trainer, problems=2, n=min(2, sampling.num_generations))
-    found = check_alignment(trainer.policy, trainer.method, groups)
-    pack(training_samples(groups, trainer.method, encode=trainer.policy.chat.encode), trainer.settings.tokens_per_batch)
+    state = random_state()
+    n = min(2, trainers[0].settings.sampling.num_generations)
+    found = []
+    for trainer, groups in zip(trainers, first_rollouts(*trainers, problems=2, n=n), strict=True):
+        found.append(check_alignment(trainer.policy, trainer.method, groups))
+        pack(training_samples(groups, trainer.method, encode=trainer.policy.chat.encode), trainer.settings.tokens_per_batch)
     restore_random_state(state)
     return found
 
 
-def first_rollouts(trainer: Trainer, *, problems: int, n: int) -> list[Group]:
-    """Graded and annotated completions of the first problems, told as the method's source tells them; no problem is drawn for it."""
-    first, tell = told(trainer.method.source, trainer.stream.problems[:problems])
-    groups = tell(trainer.sampler, first, n)
-    trainer.grade(groups)
-    trainer.annotate(groups)
-    return groups
+def first_rollouts(*trainers: Trainer, problems: int, n: int) -> list[list[Group]]:
+    """Each trainer's graded and annotated completions of the first problems, told as its method's source tells them; no problem is drawn for it."""
+    written = []
+    for trainer in trainers:
+        first, tell = told(trainer.method.source, trainer.stream.problems[:problems])
+        groups = tell(trainer.sampler, first, n)
+        trainer.grade(groups)
+        written.append(groups)
+    exchange(written)
+    for trainer, groups in zip(trainers, written, strict=True):
+        trainer.annotate(groups)
+    return written
 
 
 def check_alignment(policy: Policy, method: Method, groups: Sequence[Group]) -> dict[str, float]:

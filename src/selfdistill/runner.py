@@ -1,22 +1,27 @@
-"""A run as the command line knows it: a folder that training fills, evaluation closes and `--resume` continues."""
+"""A run as the command line knows it: a folder that training fills, evaluation closes and `--resume` continues.
+
+Two models in lockstep are two such folders, the peer's inside the other's; every function here takes the one or the two.
+"""
 
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from selfdistill import checkpoint
-from selfdistill.api import Assembled, assemble, make_eval_sampler
+from selfdistill.api import Assembled, assemble, make_eval_sampler, members
 from selfdistill.atomic import write_whole
 from selfdistill.config import Settings, read_settings, save_settings
 from selfdistill.console import Console
 from selfdistill.evaluate import Evaluation, evaluate
-from selfdistill.memory import estimate, explain_out_of_memory
+from selfdistill.lockstep import introduce, lockstep
+from selfdistill.memory import estimate, explain_out_of_memory, together
 from selfdistill.method import describe
-from selfdistill.plots import learning_curve
+from selfdistill.plots import learning_curve, pareto
 from selfdistill.preflight import prove_alignment
 from selfdistill.runlog import RunLog, require_trackers
 from selfdistill.sources import told
@@ -30,19 +35,27 @@ from selfdistill.types import Problem
 class Run:
     """Where a run writes, and whether it goes on from its last checkpoint."""
 
-    folder: Path
+    settings: Settings
     resumed: Path | None
 
     @classmethod
-    def open(cls, settings: Settings, *, resume: bool) -> "Run":
-        """Raises ValueError where a new run would write over an old one, or where there is nothing to resume."""
-        folder = Path(settings.output_dir)
+    def open(cls, settings: Settings, *, resume: bool) -> "tuple[Run, ...]":
+        """One for each model, in step. Raises ValueError where a new run would write over an old one, or where there is nothing to resume."""
+        each = members(settings)
+        folders = [Path(own.output_dir) for own in each]
         if resume:
-            return cls(folder=folder, resumed=checkpoint.latest(folder))
-        if (folder / "settings.json").exists():
-            way = "continue it with --resume" if checkpoint.checkpoints(folder) else "it has no checkpoint yet, remove it"
-            raise ValueError(f"{folder} already holds a run; {way}, or choose another --output_dir")
-        return cls(folder=folder, resumed=None)
+            # killed between the two, one model may be a checkpoint ahead
+            step = checkpoint.latest(*folders).name
+            return tuple(_same_run(cls(settings=own, resumed=folder / "checkpoints" / step)) for own, folder in zip(each, folders, strict=True))
+        for folder in folders:
+            if (folder / "settings.json").exists():
+                way = "continue it with --resume" if checkpoint.checkpoints(folder) else "it has no checkpoint yet, remove it"
+                raise ValueError(f"{folder} already holds a run; {way}, or choose another --output_dir")
+        return tuple(cls(settings=own, resumed=None) for own in each)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.output_dir)
 
     def evaluation(self, step: int) -> Path:
         """Where a step's evaluation is kept."""
@@ -55,31 +68,56 @@ class Run:
         return {"train": sum(steps), "eval": sum(evaluations)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A model that learns, and its run."""
+
+    run: Run
+    parts: Assembled
+    whose: str
+    """What the console adds where two learn."""
+
+
 def execute(settings: Settings, *, resume: bool = False, console: Console | None = None) -> Path:
     """Trains, evaluates and writes everything a run leaves behind. Returns the run's folder."""
     console = console or Console()
     require_trackers(settings.trackers)
-    run = Run.open(settings, resume=resume)
-    settings = _same_run(settings, run) if run.resumed else settings
-    parts = assemble(settings)
-    console.begin(settings, describe(parts.method), estimate(parts.policy, parts.trainer.readers, settings, islice(parts.trainer.stream.problems, 100)))
-    held_out = _held_out(parts)
+    runs = Run.open(settings, resume=resume)
+    learners = [Learner(run=run, parts=assemble(run.settings), whose=whose) for run, whose in zip(runs, ("", " of the peer"), strict=False)]
+    introduce([learner.parts.trainer for learner in learners])
+    console.begin(runs[0].settings, describe(learners[0].parts.method), together(map(_memory, learners)))
+    held_out = _held_out(learners[0].parts)
     with explain_out_of_memory(settings):
-        if not run.resumed:
-            _preflight(parts, held_out, console)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            save_settings(settings, run.folder / "settings.json")
-        base = _measure(parts, held_out, run.evaluation(0), console, "base") if held_out else None
-        if run.resumed:
-            checkpoint.restore(parts.trainer, run.resumed)
-        _train(parts, run, held_out, console)
-        trained = _measure(parts, held_out, run.evaluation(parts.trainer.steps_done), console, "trained") if settings.eval.at_end else None
-    learning_curve(run.folder, title=f"{settings.method.name} on {settings.task.name}, {run.folder.name}")
-    if base and trained:
-        summary = summarize(settings, base, trained, seconds=run.seconds(), path=run.folder / "summary.json")
-        console.summary(summary)
-    console.end(run.folder, settings)
-    return run.folder
+        if not resume:
+            _preflight(learners, held_out, console)
+            for run in runs:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                save_settings(run.settings, run.folder / "settings.json")
+        bases = [_measure(learner, held_out, 0, console, "base") for learner in learners if held_out]
+        for learner in learners:
+            if learner.run.resumed:
+                checkpoint.restore(learner.parts.trainer, learner.run.resumed)
+        _train(learners, held_out, console)
+        trained = [_measure(learner, held_out, learner.parts.trainer.steps_done, console, "trained") for learner in learners if settings.eval.at_end]
+    _close(runs, bases if trained else [], trained, console)
+    return runs[0].folder
+
+
+def _close(runs: Sequence[Run], bases: Sequence[Evaluation], trained: Sequence[Evaluation], console: Console) -> None:
+    """Pictures and summaries, and where they are."""
+    title = f"{runs[0].settings.method.name} on {runs[0].settings.task.name}"
+    for run in runs:
+        learning_curve(run.folder, title=f"{title}, {run.folder.name}")
+    for run, base, after in zip(runs, bases, trained, strict=False):
+        console.summary(summarize(run.settings, base, after, seconds=run.seconds(), path=run.folder / "summary.json"))
+    if len(runs) > 1:
+        pareto(list(zip(bases, trained, strict=True)), runs[0].folder / "pareto.png", title=title)
+    console.end(runs[0].folder, runs[0].settings)
+
+
+def _memory(learner: Learner) -> dict[str, float]:
+    parts = learner.parts
+    return estimate(parts.policy, parts.trainer.readers, parts.settings, islice(parts.trainer.stream.problems, 100))
 
 
 def _held_out(parts: Assembled) -> list[Problem]:
@@ -92,35 +130,37 @@ def _held_out(parts: Assembled) -> list[Problem]:
     return found
 
 
-def _same_run(settings: Settings, run: Run) -> Settings:
+def _same_run(run: Run) -> Run:
     """A resumed run keeps its own settings; only its length and what it prints may change. Raises ValueError otherwise."""
     own = read_settings(run.folder / "settings.json")
     free = {"steps", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints", "eval", "output_dir"}
-    changed = [k for k, v in settings.model_dump().items() if k not in free and v != own.model_dump()[k]]
+    changed = [k for k, v in run.settings.model_dump().items() if k not in free and v != own.model_dump()[k]]
     if changed:
         raise ValueError(f"--resume continues {run.folder} with its own settings, but {', '.join(changed)} differ; leave them out or start a new --output_dir")
-    return settings
+    return run
 
 
-def _preflight(parts: Assembled, held_out: Sequence[Problem], console: Console) -> None:
+def _preflight(learners: Sequence[Learner], held_out: Sequence[Problem], console: Console) -> None:
     """What would stop the run later stops it before anything is written: a prompt that is too long, tokens that do not align."""
-    problems, _ = told(parts.method.source, parts.trainer.stream.problems)
-    parts.sampler.check_lengths(problems)
-    make_eval_sampler(parts.policy, parts.settings).check_lengths(held_out)
+    for parts in (learner.parts for learner in learners):
+        problems, _ = told(parts.method.source, parts.trainer.stream.problems)
+        parts.sampler.check_lengths(problems)
+        make_eval_sampler(parts.policy, parts.settings).check_lengths(held_out)
     with console.status("checking that student and teacher read the same tokens"):
-        found = prove_alignment(parts.trainer)
-    console.aligned(found)
+        found = prove_alignment(*(learner.parts.trainer for learner in learners))
+    for measured in found:
+        console.aligned(measured)
 
 
-def _measure(parts: Assembled, problems: Sequence[Problem], path: Path, console: Console, what: str) -> Evaluation:
+def _measure(learner: Learner, problems: Sequence[Problem], step: int, console: Console, what: str) -> Evaluation:
     """One evaluation, kept on disk and not repeated for the same weights and decoding; training's random state is untouched."""
-    settings = parts.settings
+    parts, settings, path = learner.parts, learner.parts.settings, learner.run.evaluation(step)
     about = {"eval": settings.eval.model_dump(exclude={"every", "at_end"}), "weights": weights_hash(parts.policy)}
     if path.exists() and (kept := json.loads(path.read_text())) | about == kept:
         return Evaluation.from_json(kept)
     start = time.perf_counter()
     state = checkpoint.random_state()
-    with console.bar(f"evaluating {what}", len(problems) * settings.eval.num_samples) as advance:
+    with console.bar(f"evaluating {what}{learner.whose}", len(problems) * settings.eval.num_samples) as advance:
         sampler = make_eval_sampler(parts.policy, settings, on_progress=advance)
         checkpoint.seed_all(settings.seed)
         k, converse = settings.eval.num_samples, parts.conversation
@@ -130,26 +170,43 @@ def _measure(parts: Assembled, problems: Sequence[Problem], path: Path, console:
     return result
 
 
-def _train(parts: Assembled, run: Run, held_out: Sequence[Problem], console: Console) -> None:
+def _train(learners: Sequence[Learner], held_out: Sequence[Problem], console: Console) -> None:
     """The loop around the steps: metrics, rollouts, samples, evaluations, checkpoints."""
-    settings, trainer = parts.settings, parts.trainer
-    log = RunLog(run.folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=trainer.steps_done if run.resumed else None)
-    try:
-        with console.training(settings.steps, done=trainer.steps_done) as show:
-            start = time.perf_counter()
-            for result in trainer:
-                metrics = dict(result.metrics) | {f"seconds_{phase}": s for phase, s in result.seconds.items()}
-                log.rollouts(result.groups, result.samples, step=result.step)
-                metrics["seconds"] = time.perf_counter() - start
-                if settings.eval.every and result.step % settings.eval.every == 0:
-                    metrics |= _eval_metrics(_measure(parts, held_out, run.evaluation(result.step), console, f"step {result.step}"))
+    settings = learners[0].parts.settings
+    with ExitStack() as open_until_the_end:
+        logs, shows = [], []
+        for learner in learners:
+            log = _log(learner)
+            open_until_the_end.callback(log.close)
+            logs.append(log)
+            done = learner.parts.trainer.steps_done
+            shows.append(open_until_the_end.enter_context(console.training(settings.steps, done=done, whose=learner.whose)))
+        for results in lockstep([learner.parts.trainer for learner in learners]):
+            for learner, result, log, show in zip(learners, results, logs, shows, strict=True):
                 start = time.perf_counter()
+                log.rollouts(result.groups, result.samples, step=result.step)
+                metrics = dict(result.metrics) | {f"seconds_{phase}": s for phase, s in result.seconds.items()}
+                metrics["seconds"] = sum(result.seconds.values()) + time.perf_counter() - start
+                if settings.eval.every and result.step % settings.eval.every == 0:
+                    metrics |= _eval_metrics(_measure(learner, held_out, result.step, console, f"step {result.step}"))
                 log.log(metrics, step=result.step)
                 show(result, _shown(result, settings))
-                if _due(result.step, settings):
-                    checkpoint.save(trainer, run.folder, keep=settings.keep_checkpoints)
-    finally:
-        log.close()
+            if _due(results[0].step, settings):
+                _save(learners, keep=settings.keep_checkpoints)
+
+
+def _log(learner: Learner) -> RunLog:
+    settings, resumed = learner.parts.settings, learner.run.resumed
+    resumed_at = learner.parts.trainer.steps_done if resumed else None
+    return RunLog(learner.run.folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=resumed_at)
+
+
+def _save(learners: Sequence[Learner], *, keep: int) -> None:
+    """A checkpoint of every model; the oldest go when all are written, so that at any time there is one that all have."""
+    for learner in learners:
+        checkpoint.save(learner.parts.trainer, learner.run.folder, keep=keep + len(learners) - 1)
+    for learner in learners:
+        checkpoint.prune(learner.run.folder, keep=keep)
 
 
 def _due(step: int, settings: Settings) -> bool:

@@ -28,6 +28,7 @@ def summarize(settings: Settings, base: Evaluation, trained: Evaluation, *, seco
         "rescued": comparison.rescued,
         "broken": comparison.broken,
         "truncated_difference_ci95": _rounded(comparison.truncated_difference_ci95),
+        "domains": {name: _beside(own, trained.by_domain[name]) for name, own in base.by_domain.items()},
         "settings": settings.model_dump(),
     }
     write_whole(path, json.dumps(summary, indent=2) + "\n")
@@ -38,6 +39,13 @@ def _install_seconds() -> float | None:
     """What `make setup` measured; None where it did not, or left anything but a number."""
     given = os.environ.get("SELFDISTILL_INSTALL_SECONDS", "").strip()
     return float(given) if re.fullmatch(r"\d+(\.\d+)?", given) else None
+
+
+def _beside(base: Evaluation, trained: Evaluation) -> dict[str, Any]:
+    """Both models on the problems of one domain."""
+    comparison = compare(base, trained)
+    difference = {"difference": round(comparison.difference, 4), "difference_ci95": _rounded(comparison.difference_ci95)}
+    return {"num_problems": len(base.scores), "base": _figures(base), "trained": _figures(trained)} | difference
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

@@ -17,6 +17,8 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "peer": frozenset({"peer", "answer"}),
     "demonstration": frozenset({"demonstration"}),
     "feedback": frozenset({"feedback"}),
+    "solution_feedback": frozenset({"solution", "feedback"}),
+    "feedback_request": frozenset({"solution", "attempt"}),
     "rubric": frozenset({"rubric"}),
     "rubric_solution": frozenset({"rubric", "solution"}),
     "rubric_request": frozenset(),

@@ -1,7 +1,7 @@
 """What a feedback stage may work with: the student as a writer, the weights that read, the task and its problems, and a memory kept with the run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
@@ -49,3 +49,5 @@ class Tools:
     """What a stage remembers from step to step, by its name: JSON values, saved with every checkpoint as memory.json."""
     metrics: dict[str, float]
     """What stages report of this step, by name; empty again before the next one."""
+    peer: "Tools | None" = field(default=None, repr=False, compare=False)
+    """Those of the other model, where two learn in lockstep."""

@@ -63,6 +63,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, settings.optimizer)
         self.schedule = make_schedule(self.optimizer, settings.optimizer, updates=settings.steps * settings.updates_per_step)
         self.steps_done = 0
+        self.clock = _Clock()
         self.tools = self._tools(task)
 
     def __iter__(self) -> Iterator[StepResult]:
@@ -72,8 +73,30 @@ class Trainer:
 
     def step(self) -> StepResult:
         """One batch of problems through the eight phases."""
-        clock = _Clock()
-        groups = self._rollouts(clock)
+        groups = self.rollouts()
+        self.annotate(groups)
+        return self.learn(groups)
+
+    def rollouts(self) -> list[Group]:
+        """The step's beginning: a batch of problems, sampled and graded."""
+        self.clock = clock = _Clock()
+        with clock("sample"):
+            problems, n = self.stream.draw(self.settings.prompts_per_step), self.settings.sampling.num_generations
+            groups = self.method.source(Request(sampler=self.sampler, problems=problems, n=n, grade=self.grade, draw=self.stream.draw))
+        with clock("grade"):
+            self.grade([g for g in groups if any(r.reward is None for r in g.rollouts)])
+        return groups
+
+    def annotate(self, groups: list[Group]) -> None:
+        """The method's feedback stages, in their order."""
+        self.tools.metrics.clear()
+        with self.clock("annotate"):
+            for write in self.method.feedback:
+                write(groups, self.tools)
+
+    def learn(self, groups: list[Group]) -> StepResult:
+        """The step's end: what the annotated groups teach, packed, scored and followed."""
+        clock = self.clock
         with clock("teach"):
             samples = training_samples(groups, self.method, encode=self.policy.chat.encode)
         with clock("pack"):
@@ -88,12 +111,6 @@ class Trainer:
         metrics: dict[str, float] = rollout_metrics(groups, samples) | token_metrics(updates) | applied | self.tools.metrics
         metrics |= {"lr": float(self.schedule.get_last_lr()[0]), "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
         return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
-
-    def annotate(self, groups: list[Group]) -> None:
-        """The method's feedback stages, in their order."""
-        self.tools.metrics.clear()
-        for write in self.method.feedback:
-            write(groups, self.tools)
 
     def _tools(self, task: Task) -> Tools:
         return Tools(
@@ -110,16 +127,6 @@ class Trainer:
 
     def _score(self, groups: list[Group]) -> list[Scored]:
         return score_groups(groups, policy=self.policy, readers=self.readers, method=self.method, budget=self.settings.tokens_per_batch)
-
-    def _rollouts(self, clock: "_Clock") -> list[Group]:
-        with clock("sample"):
-            problems, n = self.stream.draw(self.settings.prompts_per_step), self.settings.sampling.num_generations
-            groups = self.method.source(Request(sampler=self.sampler, problems=problems, n=n, grade=self.grade, draw=self.stream.draw))
-        with clock("grade"):
-            self.grade([g for g in groups if any(r.reward is None for r in g.rollouts)])
-        with clock("annotate"):
-            self.annotate(groups)
-        return groups
 
     def _updates(self, batches: list[Batch], clock: "_Clock") -> dict[str, float]:
         """Optimizer steps on the same rollouts; later ones clip against the log-probs that the first one saw."""

@@ -95,6 +95,8 @@ class Group:
     rollouts: list[Rollout]
     donor: "Group | None" = None
     """Another problem's group of the same step: what null controls show instead of its own."""
+    peer: "Group | None" = field(default=None, repr=False, compare=False)
+    """The other model's group on this very problem, where two models learn in lockstep."""
     notes: dict[str, tuple["Note", ...]] = field(default_factory=dict)
     """What a feedback stage found or wrote about the problem, by kind: retrieved skills, rubrics, ..."""
 

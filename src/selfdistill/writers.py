@@ -64,6 +64,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """The other model of two that learn in lockstep, as it is now. Raises ValueError where one learns alone."""
+
+    writer: Writer = Student()
+
+    def __call__(self, chats: Sequence[Sequence[Message]], tools: Tools) -> list[str]:
+        return self.writer(chats, peer_of(tools))
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """A model behind an OpenAI-compatible URL, such as `http://localhost:8000/v1`, through the `openai` client.
 
@@ -146,6 +156,13 @@ def asked_about(attempts: Sequence[tuple[Rollout, Group, str]], writer: Writer, 
         chats.append(worded(attempts[i][1].problem, kind, {"truth": text, "attempt": attempts[i][2]}))
     said: dict[int, str] = dict(zip(known, writer(chats, tools) if chats else [], strict=True))
     return [said.get(i) for i in range(len(attempts))]
+
+
+def peer_of(tools: Tools) -> Tools:
+    """The other model's tools. Raises ValueError where there is none."""
+    if tools.peer is None:
+        raise ValueError('this method needs a second model that learns beside the first; set [peer] path = "...", in Python call selfdistill.train_pair')
+    return tools.peer
 
 
 def decoding_with(

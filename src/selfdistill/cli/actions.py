@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -13,6 +13,10 @@ from rich.table import Table
 
 from selfdistill.atomic import whole_folder, write_whole
 from selfdistill.config import Settings, explain, load_settings, make_settings, read_recipe, read_settings
+
+if TYPE_CHECKING:
+    from selfdistill.api import Assembled
+    from selfdistill.types import Group
 
 out = Console(highlight=False, soft_wrap=True)
 
@@ -98,11 +102,21 @@ def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], out
 
 def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:
     """Both prompts of real problems and the alignment proof. Raises ValueError where training would be stopped."""
-    from selfdistill.api import assemble
-    from selfdistill.preflight import check_alignment, first_rollouts, preview
+    from selfdistill.api import assemble, members
+    from selfdistill.lockstep import introduce
+    from selfdistill.preflight import first_rollouts
 
-    parts = assemble(load_settings(recipe, overrides))
-    groups = first_rollouts(parts.trainer, problems=problems, n=max(2, min(4, parts.settings.sampling.num_generations)))
+    learners = [assemble(own) for own in members(load_settings(recipe, overrides))]
+    trainers = [parts.trainer for parts in learners]
+    introduce(trainers)
+    n = max(2, min(4, learners[0].settings.sampling.num_generations))
+    for parts, groups in zip(learners, first_rollouts(*trainers, problems=problems, n=n), strict=True):
+        _show_preview(parts, groups)
+
+
+def _show_preview(parts: "Assembled", groups: "list[Group]") -> None:
+    from selfdistill.preflight import check_alignment, preview
+
     for shown in preview(parts.policy, parts.method, groups):
         for prompt in (shown.student, *shown.teachers):
             out.rule(f"{prompt.role}, read by the {prompt.weights}'s weights, {len(prompt.ids)} tokens")

@@ -12,6 +12,7 @@ from selfdistill.methods.gkd import gkd
 from selfdistill.methods.grpo import dapo, dr_grpo, grpo, gspo
 from selfdistill.methods.grpo_plus import grpo_blend, grpo_plus
 from selfdistill.methods.hsd import hsd
+from selfdistill.methods.opcod import opcod
 from selfdistill.methods.opd import opd
 from selfdistill.methods.opsd import opsd
 from selfdistill.methods.purified_opsd import purified_opsd
@@ -40,6 +41,7 @@ METHODS: tuple[Callable[..., Method], ...] = (
     sdft,
     sdpo,
     sdpo_trust_region,
+    opcod,
     hsd,
     pw_opsd,
     purified_opsd,

@@ -30,7 +30,8 @@ class Task(Protocol):
     `feedback(problem, completion) -> str` is what the environment says about a completion that is not right. `critique(problem,
     completion) -> str` is the completion mended from its first error on. `judge(problem, completion)` is a Verdict a step, and one
     on the answer. `lessons(problem, completion)` is what an attempt teaches beyond its problem: mappings with "title", "principle",
-    "when" (a skill) or "description", "why", "avoid" (a mistake).
+    "when" (a skill) or "description", "why", "avoid" (a mistake). `concepts(problem) -> list[str]` are the words that feedback on it must
+    hold one of. A problem's column `domain` lets evaluations tell domains apart.
     """
 
     def problems(self, split: Literal["train", "test"]) -> Sequence[Problem]:

@@ -32,7 +32,8 @@ class Arithmetic:
 
     operations: int = 5
     modulus: int = 19
-    operators: str = "+-*"
+    operators: str | tuple[str, ...] = "+-*"
+    """Of every problem; several, such as ("+-", "*"), are domains, one of which is drawn for each problem."""
     num_train: int = 4000
     num_test: int = 1000
     seed: int = 0
@@ -58,7 +59,8 @@ class Arithmetic:
     def draw(self, rng: random.Random, split: Split) -> Program:
         """A program that belongs to the split."""
         while True:
-            program = random_program(rng, operations=self.operations, operators=self.operators, modulus=self.modulus)
+            operators = self.operators if isinstance(self.operators, str) else rng.choice(self.operators)
+            program = random_program(rng, operations=self.operations, operators=operators, modulus=self.modulus)
             if (canonical_hash(program) % TEST_SHARE == 0) == (split == "test"):
                 return program
 
@@ -75,11 +77,27 @@ class Arithmetic:
                 "demonstration": demonstration,
                 "rubric": self.rubric(program, rng),
                 "skill": f"check {operator}",
-                "mistake": f"careless {rng.choice([o for o in self.operators if o != operator] or [operator])}",
+                "mistake": f"careless {rng.choice([o for o in self.signs if o != operator] or [operator])}",
+                "domain": self.domain(program),
                 "shards": (*(f"{step} ;" for step in program), f"{program[-1].name} ?"),
             },
             templates=self.templates,
         )
+
+    @property
+    def signs(self) -> str:
+        """Every operator of the task."""
+        return "".join(dict.fromkeys("".join(self.operators)))
+
+    def domain(self, program: Program) -> str:
+        """The operators that a problem is made of: the first of the task's domains that has all of them."""
+        used = {step.op for step in program}
+        return next(d for d in ([self.operators] if isinstance(self.operators, str) else self.operators) if used <= set(d))
+
+    def concepts(self, problem: Problem) -> list[str]:
+        """What a problem is about: the names of its steps."""
+        assert isinstance(problem.prompt, str)
+        return [step.name for step in parse_question(problem.prompt)]
 
     def solution(self, program: Program, rng: random.Random) -> str:
         """One correct working, in a random valid order."""

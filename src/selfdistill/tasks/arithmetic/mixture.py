@@ -86,7 +86,7 @@ class Mixture:
             rubric = task.rubric(program, rng)
             return self._text(kind, program, rubric=rubric), {part.split()[0] for part in rubric.split(" ; ")}
         if kind == "skill":
-            skill, mistake = rng.choice(task.operators), rng.choice(task.operators)
+            skill, mistake = rng.choice(task.signs), rng.choice(task.signs)
             covered = {s.name for s in program if s.op in (skill, mistake)}
             return self._text(kind, program, skill=f"check {skill}", mistake=f"careless {mistake}"), covered
         if kind == "feedback":

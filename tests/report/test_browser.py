@@ -237,7 +237,7 @@ def test_everything_is_reached_and_named_by_the_keyboard(opened, written):
 
 
 CONTRAST = """() => {
-  const canvas = document.createElement("canvas").getContext("2d");
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const light = (name) => {
     canvas.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
     canvas.fillRect(0, 0, 1, 1);

@@ -14,18 +14,19 @@ from selfdistill.evaluate import Evaluation, compare
 from selfdistill.report.selection import Selection
 from selfdistill.runs import SavedRun, open_run
 
-PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("reward", "mean over a step's rollouts", (("reward", ""),)),
-    ("divergence from the target", "nats a taught token", (("divergence", ""),)),
-    ("entropy", "nats a token", (("entropy", "student"), ("target_entropy", "target"))),
-    ("completion length", "tokens", (("mean_length", ""),)),
-    ("truncated", "share of rollouts", (("truncated", ""),)),
-    ("taught", "share of rollouts", (("taught_share", ""),)),
-    ("groups with contrast", "share of problems", (("mixed_groups_share", ""),)),
-    ("KL to the start", "nats a token", (("reference_kl", ""),)),
-    ("gradient norm", "before clipping", (("grad_norm", ""),)),
+PANELS = (
+    ("reward", "mean over a step's rollouts", "reward"),
+    ("divergence from the target", "nats a taught token", "divergence"),
+    ("entropy of the student", "nats a token", "entropy"),
+    ("entropy of the target", "nats a taught token", "target_entropy"),
+    ("completion length", "tokens", "mean_length"),
+    ("truncated", "share of rollouts", "truncated"),
+    ("taught", "share of rollouts", "taught_share"),
+    ("groups with contrast", "share of problems", "mixed_groups_share"),
+    ("KL to the start", "nats a token", "reference_kl"),
+    ("gradient norm", "before clipping", "grad_norm"),
 )
-"""Title, unit, and metrics with the names of their lines; a panel whose numbers no run has, or all are 0, is not drawn."""
+"""Title, unit and metric; a panel whose numbers no run has, or all are 0, is not drawn. Other metrics are drawn when asked for."""
 OF_THE_TEACHER = ("target_entropy", "divergence", "log_ratio")
 """Say nothing of a step without taught rollouts."""
 INCIDENTAL = ("seed", "output_dir", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints")
@@ -44,7 +45,7 @@ def page_model(folders: Sequence[Path], selection: Selection, *, colourless: str
     shown = [
         _run(run, name, group) | {"tokens": token_view(run, selection, colourless=colourless)} for run, name, group in zip(runs, names, groups, strict=True)
     ]
-    panels = [{"title": title, "unit": unit, "lines": [{"key": k, "name": n} for k, n in lines]} for title, unit, lines in PANELS]
+    panels = [{"title": title, "unit": unit, "key": key} for title, unit, key in PANELS]
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return {"version": selfdistill.__version__, "made": made, "following": following, "panels": panels, "runs": shown}
 

@@ -11,8 +11,6 @@ const latest = (name) => (run) => run.figures.trained?.[name] ?? run.figures.bas
 /** Heading, what it sorts by, what it shows, what it means; text columns sort from a to z first, figures from the highest. */
 const COLUMNS = [
   { title: "run", text: true, value: (run) => run.name, show: (run) => [swatch(run), run.name], about: "folder" },
-  { title: "method", text: true, value: (run) => run.method, show: (run) => run.method, about: "and what sets it apart: see below" },
-  { title: "seed", value: (run) => run.seed, show: (run) => run.seed, about: "of the run" },
   { title: "gain", value: (run) => run.figures.gain, show: (run) => [el("b", {}, points(run.figures.gain)), interval(run.figures.gain_ci95, points)], about: "points, paired over problems" },
   { title: "base", value: measured("base", "avg"), show: (run) => [percent(run.figures.base?.avg), interval(run.figures.base?.ci95, (x) => (100 * x).toFixed(1))], about: "accuracy before training, avg@k with its 95 % interval over problems" },
   { title: "trained", value: measured("trained", "avg"), show: (run) => [percent(run.figures.trained?.avg), interval(run.figures.trained?.ci95, (x) => (100 * x).toFixed(1))], about: "accuracy at the last evaluation" },
@@ -21,6 +19,8 @@ const COLUMNS = [
   { title: "tokens", value: latest("length"), show: change("length", (x) => (known(x) ? x.toFixed(1) : "\u2013")), about: "mean length of a sample" },
   { title: "rescued", value: (run) => run.figures.rescued, show: (run) => run.figures.rescued ?? "\u2013", about: "problems that only the trained model solves" },
   { title: "broken", value: (run) => run.figures.broken, show: (run) => run.figures.broken ?? "\u2013", about: "problems that only the base solves" },
+  { title: "method", text: true, value: (run) => run.method, show: (run) => run.method, about: "and what sets it apart: see below" },
+  { title: "seed", value: (run) => run.seed, show: (run) => run.seed, about: "of the run" },
   { title: "steps", value: (run) => run.steps, show: (run) => (run.finished ? run.steps : `${run.steps} / ${run.planned}`), about: "done" },
   { title: "time", value: (run) => run.figures.seconds, show: (run) => seconds(run.figures.seconds), about: "of training" },
 ];

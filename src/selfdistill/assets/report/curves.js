@@ -34,12 +34,7 @@ function sources() {
 }
 
 function series(spec) {
-  return sources().filter((s) => !s.hidden).flatMap((s) => spec.lines.map((line, i) => ({
-    name: line.name ? `${s.label}, ${line.name}` : s.label,
-    colour: s.colour,
-    dash: i ? "3 3" : s.dash,
-    points: s.points((run) => (spec.read ? spec.read(run) : smoothed(pointsOf(run, line.key)))),
-  }))).filter((s) => s.points.length);
+  return sources().filter((s) => !s.hidden).map((s) => ({ name: s.label, colour: s.colour, dash: s.dash, points: s.points(spec.read) })).filter((s) => s.points.length);
 }
 
 function marks(found, spec) {
@@ -148,10 +143,11 @@ function legend() {
 }
 
 function curves() {
-  const accuracy = { title: "accuracy", unit: "share of held-out samples", dots: true, lines: [{ name: "" }], read: (run) => run.accuracy };
-  const used = new Set(model.panels.flatMap((p) => p.lines.map((l) => l.key)));
+  const accuracy = { title: "accuracy", unit: "share of held-out samples", dots: true, read: (run) => run.accuracy };
+  const of = (title, unit, key) => ({ title, unit, read: (run) => smoothed(pointsOf(run, key)) });
+  const used = new Set(model.panels.map((p) => p.key));
   const live = (key) => runs.some((run) => (run.metrics[key] ?? []).some((v) => v));
-  const specs = [accuracy, ...model.panels.filter((p) => p.lines.some((l) => live(l.key)))];
+  const specs = [accuracy, ...model.panels.filter((p) => live(p.key)).map((p) => of(p.title, p.unit, p.key))];
   const rest = [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))].filter((key) => key !== "step" && !used.has(key) && !key.startsWith("eval_") && live(key));
   const grid = el("div", { class: "grid" }), more = el("div", { class: "grid" });
   const [chips, fill] = legend();
@@ -165,7 +161,7 @@ function curves() {
     experiments.length < runs.length ? choice("Lines", [[true, "mean over seeds"], [false, "every run"]], pooling(), (on) => { chosen.pooled = on; chosen.hidden = []; fill(); explain(); redraw(); }) : null, smooth);
   const details = el("details", { id: "more", ontoggle: () => {
     if (!details.open || more.childElementCount) return;
-    const added = rest.map((key) => panel({ title: key, unit: "", lines: [{ key, name: "" }] }));
+    const added = rest.map((key) => panel(of(key, "", key)));
     panels.push(...added);
     more.append(...added.map((p) => p.figure));
     added.forEach((p) => p.draw());

@@ -179,7 +179,7 @@ function chooser() {
 function provenance() {
   const { run, step } = shown;
   if (!known(step.weights)) return null;
-  const name = (at) => (at ? `those after step ${at}` : "the weights the run started from");
+  const name = (at) => (at ? `the weights after step ${at}` : "the weights the run started from");
   const exact = step.weights === step.step - 1;
   const gap = known(step.gap) ? ` Log-probabilities differ from those of sampling by ${plain(step.gap)} nats a token.` : "";
   return el("p", { class: "small" }, exact ? `Step ${step.step} was written and is read here by ${name(step.weights)}.${gap}`

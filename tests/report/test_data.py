@@ -9,6 +9,7 @@ from report_runs import rewrite, short_run
 from selfdistill.evaluate import compare
 from selfdistill.report import Selection
 from selfdistill.report.data import finished, page_model, short_names
+from selfdistill.report.selection import pick
 from selfdistill.runs import open_run
 
 UNREAD = "not read"
@@ -64,6 +65,14 @@ def test_a_run_on_its_way_is_shown_up_to_where_it_is(copied):
     assert not shown["finished"] and shown["figures"]["at"] == 1 and "gain" in shown["figures"]
 
 
+def test_evaluations_that_cannot_be_paired_have_no_gain(copied):
+    path = copied / "evaluations" / "step_000002.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"problem_ids": kept["problem_ids"][::-1]}))
+    figures = model_of(copied)["runs"][0]["figures"]
+    assert "gain" not in figures and "different 4 problems" in figures["unpaired"] and figures["trained"]
+
+
 def test_parts_of_a_method_that_is_gone_are_said_to_be_unknown(copied):
     path = copied / "settings.json"
     path.write_text(path.read_text().replace('"name":"hsd"', '"name":"gone_e:mine"').replace('"name": "hsd"', '"name": "gone_e:mine"'))
@@ -92,6 +101,13 @@ def test_what_is_no_whole_run_is_a_sentence(copied, spoil, said):
     spoil(copied)
     with pytest.raises(ValueError, match=said):
         model_of(copied)
+
+
+def test_runs_share_the_page_evenly(runs):
+    rows = pick(open_run(runs["hsd_0"]), Selection()).steps
+    tokens = sum(len(row["completion_ids"]) for groups in rows.values() for group in groups for row in group)
+    alone, *pair = (m["tokens"]["left_out"] for n in (1, 2) for m in page_model(list(runs.values())[:n], Selection(tokens=tokens), colourless=UNREAD)["runs"])
+    assert alone == 0 and min(pair) > 0
 
 
 def test_nothing_selected_is_a_sentence(runs):

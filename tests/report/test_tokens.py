@@ -136,7 +136,8 @@ def test_the_selection_is_first_middle_last_with_contrast_first_and_bounded(copi
     assert contrast == sorted(contrast, reverse=True)
     size = sum(len(row["completion_ids"]) for row in picked.steps[1][0])
     bounded = pick(run, Selection(problems=2, tokens=size * 3))
-    assert bounded.left_out > 0 and all(groups for groups in bounded.steps.values())
+    assert bounded.left_out > 0 and sum(len(row["completion_ids"]) for groups in bounded.steps.values() for g in groups for row in g) <= size * 3
+    assert all(groups for groups in bounded.steps.values())
 
 
 def test_the_peer_is_the_one_the_teacher_read(runs):

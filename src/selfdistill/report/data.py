@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,8 @@ def page_model(folders: Sequence[Path], selection: Selection, *, colourless: str
     runs = [open_run(folder) for folder in folders]
     names = short_names(folders)
     groups = _groups([run.settings for run in runs])
-    shown = [
-        _run(run, name, group) | {"tokens": token_view(run, selection, colourless=colourless)} for run, name, group in zip(runs, names, groups, strict=True)
-    ]
+    share = replace(selection, tokens=selection.tokens // len(runs))
+    shown = [_run(run, name, group) | {"tokens": token_view(run, share, colourless=colourless)} for run, name, group in zip(runs, names, groups, strict=True)]
     panels = [{"title": title, "unit": unit, "key": key} for title, unit, key in PANELS]
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return {"version": selfdistill.__version__, "made": made, "following": following, "panels": panels, "runs": shown}
@@ -96,9 +96,13 @@ def _figures(run: SavedRun) -> dict[str, Any]:
     found |= {"base": _measured(base)} if base else {}
     if not last or base is None:
         return found
-    comparison = compare(base, trained)
+    found |= {"trained": _measured(trained)}
+    try:
+        comparison = compare(base, trained)
+    except ValueError as error:
+        # a resumed run may be measured otherwise than it was before
+        return found | {"unpaired": str(error)}
     return found | {
-        "trained": _measured(trained),
         "gain": comparison.difference,
         "gain_ci95": list(comparison.difference_ci95),
         "rescued": comparison.rescued,

@@ -19,8 +19,8 @@ class Selection:
     """None: the first, the middle and the last step whose rollouts are kept."""
     problems: int = 3
     """Problems a step; those whose rollouts differ in reward come first."""
-    tokens: int = 150_000
-    """A run's completions together: problems that go beyond it are left out and counted, so that the page stays small."""
+    tokens: int = 120_000
+    """Of completions, over all runs of the page: problems that go beyond a run's share are left out and counted, so that the page stays below 10 MB."""
 
     def __post_init__(self) -> None:
         if self.problems < 1:

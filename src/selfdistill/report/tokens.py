@@ -134,5 +134,8 @@ def _described(name: str, sizes: Sequence[float], least: float) -> dict[str, Any
 
 
 def _rounded(value: float | None) -> float | None:
-    """Three digits; None for what is not finite, since JSON has no such number."""
-    return float(f"{value:.3g}") if value is not None and numpy.isfinite(value) else None
+    """Three digits, without a point where there is nothing behind it; None for what is not finite, since JSON has no such number."""
+    if value is None or not numpy.isfinite(value):
+        return None
+    short = float(f"{value:.3g}")
+    return int(short) if short.is_integer() else short

@@ -88,5 +88,6 @@ function comparison() {
   );
   const unmeasured = runs.filter((run) => !run.figures.trained);
   if (unmeasured.length) section("comparison").append(note(`Not measured after training: ${unmeasured.map((run) => run.name).join(", ")}.`));
+  section("comparison").append(...runs.filter((run) => run.figures.unpaired).map((run) => note(`No gain of ${run.name}: ${run.figures.unpaired}.`)));
   fill();
 }

@@ -25,7 +25,7 @@ def view_of(folder, *, colourless=None, **selection):
 
 
 def close(values, expected):
-    torch.testing.assert_close(torch.tensor(values), expected, rtol=6e-3, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(values, dtype=torch.float32), expected, rtol=6e-3, atol=1e-6)
 
 
 def spelled(rollout):

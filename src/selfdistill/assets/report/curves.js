@@ -154,7 +154,7 @@ function curves() {
   const band = el("p", { class: "small" });
   const explain = () => { band.textContent = pooling()
     ? "Lines are means over seeds, bands reach from the lowest seed to the highest. A single run's accuracy has its 95 % interval over problems."
-    : "Bands of accuracy are 95 % intervals over problems."; };
+    : "Bars and bands of accuracy are 95 % intervals over problems."; };
   explain();
   const smooth = toggle(`smooth (${SMOOTH} steps)`, Boolean(chosen.smooth), (on) => { chosen.smooth = on; redraw(); }, { id: "smooth" });
   const controls = el("div", { class: "controls" },

@@ -36,7 +36,7 @@ LAYERS = (
     ("method",),
     ("samples", "packing", "scoring", "loss", "reading", "metrics"),
     ("trainer", "lockstep"),
-    ("api", "runner", "runs", "cli"),
+    ("api", "runner", "runs", "report", "cli"),
 )
 """From the bottom up: a layer imports from itself and from those before it."""
 

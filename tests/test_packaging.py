@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import selfdistill
+from selfdistill.report.page import LIBRARIES, SCRIPTS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,7 +33,8 @@ def test_the_wheel_carries_base_recipes_templates_and_licence(wheel):
     recipes = {f"selfdistill/assets/recipes/{p.name}" for p in (ROOT / "recipes").iterdir()}
     base = {f"selfdistill/assets/tiny_base/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")}
     templates = {f"selfdistill/assets/templates/{name}.toml" for name in ("english", "arithmetic")}
-    assert recipes | base | templates | {"selfdistill/assets/rubrics/generic.json"} <= names
+    report = {f"selfdistill/assets/report/{name}" for name in ("page.html", "page.css", *LIBRARIES, *SCRIPTS, "vendor/d3.LICENSE", "vendor/plot.LICENSE")}
+    assert recipes | base | templates | report | {"selfdistill/assets/rubrics/generic.json"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "docs/"))]
     assert zipfile.ZipFile(wheel).getinfo("selfdistill/assets/tiny_base/model.safetensors").file_size <= 8_000_000

@@ -47,7 +47,7 @@ class RunLog:
         contexts: dict[int, list[dict[str, Any]]] = {}
         for sample in samples:
             if sample.views:
-                views = {role: {"messages": list(v.messages), "weights": v.weights} for role, v in sample.views.items()}
+                views = {role: {"messages": list(v.messages), "weights": v.weights, "thinking": v.thinking} for role, v in sample.views.items()}
                 contexts.setdefault(id(sample.rollout), []).append(views)
         lines = []
         for group in groups:

@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from selfdistill.cli import commands as c
+from selfdistill.cli import report as r
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.errors import sentence
 
@@ -21,6 +22,7 @@ Command = (
     | Annotated[c.Sample, tyro.conf.subcommand("sample")]
     | Annotated[c.Export, tyro.conf.subcommand("export")]
     | Annotated[c.Pretrain, tyro.conf.subcommand("pretrain")]
+    | Annotated[r.Report, tyro.conf.subcommand("report")]
 )
 TAKES_SETTINGS = ("train", "eval", "preview")
 DESCRIPTION = (

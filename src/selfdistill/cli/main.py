@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from selfdistill.cli import commands as c
+from selfdistill.cli import diagnostics as d
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.errors import sentence
 
@@ -21,6 +22,10 @@ Command = (
     | Annotated[c.Sample, tyro.conf.subcommand("sample")]
     | Annotated[c.Export, tyro.conf.subcommand("export")]
     | Annotated[c.Pretrain, tyro.conf.subcommand("pretrain")]
+    | Annotated[d.Credit, tyro.conf.subcommand("credit")]
+    | Annotated[d.Gap, tyro.conf.subcommand("gap")]
+    | Annotated[d.Markers, tyro.conf.subcommand("markers")]
+    | Annotated[d.Leakage, tyro.conf.subcommand("leakage")]
 )
 TAKES_SETTINGS = ("train", "eval", "preview")
 DESCRIPTION = (

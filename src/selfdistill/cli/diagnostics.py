@@ -38,8 +38,8 @@ class _Diagnostic(_Command):
         seed_all(found.settings.seed)
         return found
 
-    def finish(self, result: Any, module: "ModuleType", bench: "Bench") -> None:
-        """Prints the table and writes both files."""
+    def finish(self, result: Any, module: "ModuleType", bench: "Bench", *, read: str = "") -> None:
+        """Prints the table and writes both files; `read` says which texts the figures are of, where it is not the bench's steps alone."""
         from rich.console import Console
         from rich.table import Table
 
@@ -57,7 +57,8 @@ class _Diagnostic(_Command):
         # lines of figures are not folded where nobody's terminal is narrower
         Console(width=max(out.width, 160)).print(shown)
         about = {"diagnostic": self.name, "run": str(self.folder), "steps": bench.steps, "checkpoint": bench.checkpoint, "model": self.model}
-        title = f"{self.name}: {self.folder.name}, rollouts of step {', '.join(map(str, bench.steps))}, weights of step {bench.checkpoint}"
+        read = read or f"rollouts of step {', '.join(map(str, bench.steps))}, weights of step {bench.checkpoint}"
+        title = f"{self.name}: {self.folder.name}, {read}"
         write_whole(folder / f"{self.name}.json", json.dumps(plain(about | {"result": result}), indent=1) + "\n")
         module.picture(result, folder / f"{self.name}.png", title=title)
         out.print(f"wrote {folder / self.name}.json and .png")
@@ -155,7 +156,7 @@ class Markers(_Diagnostic):
         bench = self.bench()
         bench = replace(bench, steps=self.steps or tuple(bench.run.steps))
         groups = {step: bench.run.groups(step) for step in bench.steps}
-        self.finish(markers.markers(groups, bench.run.evaluations, words=self.words or markers.EPISTEMIC), markers, bench)
+        self.finish(markers.markers(groups, bench.run.evaluations, words=self.words or markers.EPISTEMIC), markers, bench, read="all its texts")
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,76 @@ class Leakage(_Diagnostic):
         words = self.words or leakage.REFERENCES
         result = leakage.leakage(readings, groups, bench.run.evaluations, decode=parts.policy.chat.decode, words=words)
         self.finish(result, leakage, bench)
+
+
+@dataclass(frozen=True)
+class Pmi(_Diagnostic):
+    """What of the privileged reading is the reference's alone, over the run's checkpoints: norms, their ratio, cosines."""
+
+    method: str = "purified_opsd"
+    """Whose views are read: question and reference, reference alone."""
+    name: ClassVar[str] = "pmi"
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.diagnostics import pmi
+        from selfdistill.diagnostics.bench import open_bench
+        from selfdistill.diagnostics.readings import token_readings
+
+        bench = self.bench()
+        found = []
+        for step in (bench.checkpoint,) if bench.checkpoint else (0, *bench.folders):
+            here = open_bench(self.folder, steps=self.steps, checkpoint=step, model=self.model)
+            method = here.method(self.method)
+            parts = here.begun(method)
+            groups = here.groups(parts)
+            budget = here.settings.tokens_per_batch
+            of_part = {
+                name: token_readings(groups, policy=parts.policy, readers=parts.trainer.readers, method=part, budget=budget)
+                for name, part in pmi.decomposed(method).items()
+            }
+            found.append(pmi.decomposition(of_part, checkpoint=step, steps=here.steps))
+        self.finish(pmi.Pmi(checkpoints=tuple(found)), pmi, bench, read="its checkpoints")
+
+
+@dataclass(frozen=True)
+class Transport(_Diagnostic):
+    """Loss against the transport distance of what student and teacher would write next, and the share of false alarms."""
+
+    method: str = "topd_self"
+    """Whose teacher writes and scores; topd in a run of topd has that run's teacher."""
+    problems: int = 16
+    """At most, from the chosen steps."""
+    name: ClassVar[str] = "transport"
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.diagnostics import transport
+
+        bench = self.bench()
+        method = bench.method(self.method)
+        stage = transport.stage_of(method)
+        parts = bench.begun(replace(method, feedback=tuple(s for s in method.feedback if s is not stage)))
+        groups = bench.groups(parts)[: self.problems]
+        self.finish(transport.transport(stage.probed(groups, parts.trainer.tools), quantile=stage.quantile), transport, bench)
+
+
+@dataclass(frozen=True)
+class Viability(_Diagnostic):
+    """Whether the student can carry on from its teacher's alternatives, and what predicts it: the branch test with two controls."""
+
+    method: str = "opsd"
+    """Whose teacher hesitates."""
+    problems: int = 8
+    """At most, from the chosen steps."""
+    rollouts: int = 2
+    """Right rollouts a problem."""
+    name: ClassVar[str] = "viability"
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.diagnostics import viability
+        from selfdistill.diagnostics.branches import branches
+
+        bench = self.bench()
+        parts = bench.begun(bench.method(self.method))
+        groups = [g for g in bench.groups(parts) if any((r.reward or 0) >= 1 for r in g.rollouts)][: self.problems]
+        found = branches(parts, groups, rollouts=self.rollouts, budget=bench.settings.tokens_per_batch)
+        self.finish(viability.viability(found), viability, bench)

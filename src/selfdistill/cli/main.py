@@ -26,6 +26,9 @@ Command = (
     | Annotated[d.Gap, tyro.conf.subcommand("gap")]
     | Annotated[d.Markers, tyro.conf.subcommand("markers")]
     | Annotated[d.Leakage, tyro.conf.subcommand("leakage")]
+    | Annotated[d.Pmi, tyro.conf.subcommand("pmi")]
+    | Annotated[d.Transport, tyro.conf.subcommand("transport")]
+    | Annotated[d.Viability, tyro.conf.subcommand("viability")]
 )
 TAKES_SETTINGS = ("train", "eval", "preview")
 DESCRIPTION = (

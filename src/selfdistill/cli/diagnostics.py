@@ -259,3 +259,28 @@ class Viability(_Diagnostic):
         groups = [g for g in bench.groups(parts) if any((r.reward or 0) >= 1 for r in g.rollouts)][: self.problems]
         found = branches(parts, groups, rollouts=self.rollouts, budget=bench.settings.tokens_per_batch)
         self.finish(viability.viability(found), viability, bench)
+
+
+@dataclass(frozen=True)
+class Judge(_Diagnostic):
+    """How many right-wrong pairs a judge misplaces beside the correct reference, none, and a wrong one."""
+
+    judge: str = "likelihood"
+    """A judge's call, like "ModelJudge(Endpoint('http://localhost:8000/v1', 'name'))"; likelihood: the model's own of each attempt."""
+    problems: int = 32
+    """At most, from the chosen steps."""
+    name: ClassVar[str] = "judge"
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.diagnostics import judge
+        from selfdistill.judges import StepJudge
+        from selfdistill.method_names import build_judge
+
+        bench = self.bench()
+        chosen = judge.Likelihood(budget=bench.settings.tokens_per_batch) if self.judge == "likelihood" else build_judge(self.judge)
+        parts = bench.begun(bench.method("grpo"))
+        groups, tools = bench.groups(parts)[: self.problems], parts.trainer.tools
+        exact = judge.judged(StepJudge(), groups, tools, reference="correct") if hasattr(parts.task, "judge") else None
+        scores = {kind: judge.judged(chosen, groups, tools, reference=kind) for kind in judge.KINDS}
+        found = tuple(judge.misplacement(groups, scores[kind], reference=kind, exact=exact) for kind in judge.KINDS)
+        self.finish(judge.JudgeResult(judge=self.judge, references=found), judge, bench)

@@ -29,6 +29,7 @@ Command = (
     | Annotated[d.Pmi, tyro.conf.subcommand("pmi")]
     | Annotated[d.Transport, tyro.conf.subcommand("transport")]
     | Annotated[d.Viability, tyro.conf.subcommand("viability")]
+    | Annotated[d.Judge, tyro.conf.subcommand("judge")]
 )
 TAKES_SETTINGS = ("train", "eval", "preview")
 DESCRIPTION = (

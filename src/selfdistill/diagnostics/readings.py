@@ -17,7 +17,7 @@ from selfdistill.teachers import Live, evaluating
 from selfdistill.types import Group, Rollout, TrainingSample
 
 Array = numpy.ndarray
-SIGNALS = ("log_ratio", "divergence", "entropy", "target_entropy")
+SIGNALS = ("log_ratio", "target_logp", "divergence", "entropy", "target_entropy")
 CONTEXTS: Mapping[str, TextSource] = {s.kind: s for s in (Answer(), Solution(), SuccessfulPeer(), Demonstration(), Written())}
 """Contexts by the kind of their words, for readings that no method gives."""
 
@@ -32,6 +32,8 @@ class TokenReading:
     """Place in the completion, from 0."""
     log_ratio: Float[Array, " trained"]
     """Delta_t = log T(y_t) - log S(y_t) in nats."""
+    target_logp: Float[Array, " trained"]
+    """log T(y_t)."""
     divergence: Float[Array, " trained"]
     """The method's D in nats, before token weights."""
     entropy: Float[Array, " trained"]

@@ -1,6 +1,6 @@
 """Ratios and AUROCs with 95 % intervals over problems: rollouts of one problem are drawn together."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy
 from jaxtyping import Bool, Float, Int
@@ -47,8 +47,8 @@ def auroc_interval(scores: Float[Array, " items"], positive: Bool[Array, " items
     return _interval(drawn, len(members))
 
 
-def _interval(statistic: object, clusters: int) -> tuple[float, float]:
-    if clusters < 2:
+def _interval(statistic: Callable[[Int[Array, " clusters"]], float], clusters: int) -> tuple[float, float]:
+    if clusters < 2 or numpy.isnan(statistic(numpy.arange(clusters))):
         return float("nan"), float("nan")
     rng = numpy.random.default_rng(0)
     found = bootstrap((numpy.arange(clusters),), statistic, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=rng)

@@ -101,8 +101,8 @@ class Gap(_Diagnostic):
 
     method: tuple[str, ...] = ()
     """Whose teachers' prompts are answered."""
-    context: tuple[str, ...] = ("answer", "solution", "peer", "demonstration", "feedback")
-    """Kinds of context shown to the student itself."""
+    context: tuple[str, ...] = ()
+    """Kinds of context shown to the student itself; none, and neither --method nor --against: every kind that the run's problems have."""
     against: tuple[Path, ...] = ()
     """Further runs: each one's method is measured here, and its gain is read from its summary.json."""
     problems: int = 64
@@ -113,10 +113,12 @@ class Gap(_Diagnostic):
 
     def run(self, overrides: Mapping[str, Any]) -> None:
         from selfdistill.diagnostics import gap
+        from selfdistill.diagnostics.readings import CONTEXTS
 
         bench = self.bench()
         trained = {run.name: gained(run) for run in self.against}
-        methods = _readers(bench, self.method, self.context) if self.method or self.context or not trained else {}
+        chosen = self.method or self.context or self.against
+        methods = _readers(bench, self.method, self.context if chosen else tuple(CONTEXTS)) if not trained or self.method or self.context else {}
         methods |= {name: method for name, (method, _) in trained.items()}
         scores = {}
         plain: gap.Scores = {}
@@ -125,6 +127,7 @@ class Gap(_Diagnostic):
             groups = bench.groups(parts)[: self.problems]
             plain = plain or gap.accuracy_without(parts, groups, bench.settings, samples=self.samples)
             scores[name] = gap.accuracy_under(parts, groups, bench.settings, samples=self.samples)
+        scores = {name: found for name, found in scores.items() if found or chosen}
         gains = {name: gain for name, (_, gain) in trained.items()}
         self.finish(gap.gap(plain, scores, samples=self.samples, gains=gains), gap, bench)
 
@@ -244,7 +247,7 @@ class Viability(_Diagnostic):
 
     method: str = "opsd"
     """Whose teacher hesitates."""
-    problems: int = 8
+    problems: int = 16
     """At most, from the chosen steps."""
     rollouts: int = 2
     """Right rollouts a problem."""

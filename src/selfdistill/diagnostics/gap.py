@@ -44,7 +44,9 @@ class Gap:
 
 
 def gap(without: Scores, under: Mapping[str, Scores], *, samples: int, gains: Mapping[str, float]) -> Gap:
-    """Differences by context. Raises ValueError on a context that no problem has."""
+    """Differences by context. Raises ValueError without a context, or on one that no problem has."""
+    if not under:
+        raise ValueError("none of the problems has a context of any kind, so there is no gap to measure; choose other --steps")
     contexts = tuple(_context(name, without, scores, gains.get(name)) for name, scores in under.items())
     known = [(c.difference, c.gain) for c in contexts if c.gain is not None]
     rank = float(spearmanr(*zip(*known, strict=True)).statistic) if len(known) > 2 else None

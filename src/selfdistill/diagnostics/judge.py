@@ -1,4 +1,4 @@
-"""How far a judge leans on its reference: right and wrong rollouts of one problem judged under three references, to the share it misplaces (ExpRL, 2606.17024)."""
+"""How far a judge leans on its reference: rollouts judged beside three kinds of it, to the share of pairs it misplaces (ExpRL, 2606.17024)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,9 +67,7 @@ class JudgeResult:
     references: tuple[Misplacement, ...]
 
 
-def misplacement(
-    groups: Sequence[Group], scores: Sequence[float | None], *, reference: str, exact: Sequence[float | None] | None = None
-) -> Misplacement:
+def misplacement(groups: Sequence[Group], scores: Sequence[float | None], *, reference: str, exact: Sequence[float | None] | None = None) -> Misplacement:
     """Of scores in the order of the groups' rollouts. [open] What the paper counts as misplaced. Raises ValueError without a pair."""
     told = iter(scores)
     by_group = [[(r.reward, score) for r in g.rollouts if (score := next(told)) is not None and r.reward is not None] for g in groups]
@@ -141,4 +139,4 @@ def picture(result: JudgeResult, path: Path, *, title: str) -> None:
             scores.bar_label(bar, fmt="%.3f", fontsize=8)
         scores.set_xticks(range(len(result.references)), [m.reference for m in result.references])
         scores.set(title="mean score of rollouts", xlabel="reference")
-        scores.legend(framealpha=0.7, fontsize=8)
+        scores.legend(framealpha=0.9, fontsize=8, loc="lower right")

@@ -22,9 +22,10 @@ REFERENCES = (
 """[open] What speaks of the shipped templates' privileged texts; a task with words of its own needs its own list."""
 PARTS = 10
 """Equal parts of a rollout's own length."""
-STYLE = frozenset(
-    "so then thus therefore hence now first next finally since because but however also okay ok alright well let us we i need to "
-    "wait maybe perhaps hmm actually alternatively oops check verify think answer solution step note that this is".split()
+STYLE = (
+    *("so", "then", "thus", "therefore", "hence", "now", "first", "next", "finally", "since", "because", "but", "however", "also", "okay", "ok"),
+    *("alright", "well", "let", "us", "we", "i", "need", "to", "wait", "maybe", "perhaps", "hmm", "actually", "alternatively", "oops", "check"),
+    *("verify", "think", "answer", "solution", "step", "note", "that", "this", "is"),
 )
 """[open] Words that carry the telling, not the mathematics."""
 SYMBOLS = re.compile(r"[0-9=+\-*/^<>\\_{}|%$()\[\]]")

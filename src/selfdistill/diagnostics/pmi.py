@@ -103,7 +103,7 @@ def table(result: Pmi) -> list[tuple[str, ...]]:
 def picture(result: Pmi, path: Path, *, title: str) -> None:
     """Norms, their ratio and cosines over checkpoints."""
     steps = [d.checkpoint for d in result.checkpoints]
-    names = {"total": "D_total = log T − log S", "reference": "D_ref = log π_R − log S", "interaction": "D_it = log T − log π_R"}
+    names = {"total": "D_total = log T - log S", "reference": "D_ref = log π_R - log S", "interaction": "D_it = log T - log π_R"}
     with panels(path, 3, title=title) as (norms, ratios, cosines):
         for name, label in names.items():
             norms.plot(steps, [getattr(d, name) for d in result.checkpoints], marker="o", label=label)

@@ -1,10 +1,11 @@
 """Ratios and AUROCs with 95 % intervals over problems: rollouts of one problem are drawn together."""
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy
 from jaxtyping import Bool, Float, Int
-from scipy.stats import bootstrap, mannwhitneyu
+from scipy.stats import DegenerateDataWarning, bootstrap, mannwhitneyu
 
 Array = numpy.ndarray
 RESAMPLES = 1000
@@ -22,7 +23,7 @@ def ratio_interval(parts: Sequence[float], wholes: Sequence[float], problems: Se
     sums = [numpy.bincount(cluster, weights=values) for values in (parts, wholes)]
 
     def drawn(index: Int[Array, " clusters"]) -> float:
-        return ratio(sums[0][index], sums[1][index])
+        return float(sums[0][index].sum() / sums[1][index].sum()) if sums[1][index].any() else float("nan")
 
     return _interval(drawn, len(sums[0]))
 
@@ -51,7 +52,10 @@ def _interval(statistic: Callable[[Int[Array, " clusters"]], float], clusters: i
     if clusters < 2 or numpy.isnan(statistic(numpy.arange(clusters))):
         return float("nan"), float("nan")
     rng = numpy.random.default_rng(0)
-    found = bootstrap((numpy.arange(clusters),), statistic, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=rng)
+    with warnings.catch_warnings():
+        # equal problems have an interval without width, which scipy warns of
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap((numpy.arange(clusters),), statistic, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=rng)
     drawn = found.bootstrap_distribution[~numpy.isnan(found.bootstrap_distribution)]
     low, high = numpy.percentile(drawn, [2.5, 97.5]) if len(drawn) else (float("nan"), float("nan"))
     return float(low), float(high)

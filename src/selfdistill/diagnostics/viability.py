@@ -1,4 +1,4 @@
-"""Whether the student can carry on from what its teacher would have written: branches forced, continued and graded; what predicts that it can (PW-OPSD, 2605.21606).
+"""Whether the student can carry on from what its teacher would have written: graded branches to what predicts that it can (PW-OPSD, 2605.21606).
 
 Two controls beside the paper's test: the same draws without a forced token, and what the mere distance to the end would give.
 """
@@ -193,7 +193,7 @@ def picture(result: Viability, path: Path, *, title: str) -> None:
         rocs.plot(result.horizon, 0.33, "kx", label="horizon null")
         rocs.plot(result.horizon_range, [0.33, 0.33], color="black", linewidth=1)
         rocs.set_yticks(range(len(PREDICTORS)), [name.replace("_", " ") for name in PREDICTORS])
-        rocs.set(title="AUROC: diversity above low viability", xlim=(0, 1))
+        rocs.set(title="AUROC: diversity above low viability", xlim=(-0.03, 1.03))
         rocs.invert_yaxis()
         rocs.legend(framealpha=0.7, fontsize=8, loc="lower left")
         kinds = ("low", "diverse", "dropped")

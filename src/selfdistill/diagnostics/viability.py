@@ -195,11 +195,11 @@ def picture(result: Viability, path: Path, *, title: str) -> None:
         rocs.set_yticks(range(len(PREDICTORS)), [name.replace("_", " ") for name in PREDICTORS])
         rocs.set(title="AUROC: diversity above low viability", xlim=(-0.03, 1.03))
         rocs.invert_yaxis()
-        rocs.legend(framealpha=0.7, fontsize=8, loc="lower left")
+        rocs.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncol=3)
         kinds = ("low", "diverse", "dropped")
         for shift, (name, labelled) in zip((-0.2, 0.2), groups.items(), strict=True):
             drawn = counts.bar([i + shift for i in range(3)], [getattr(labelled, kind) for kind in kinds], width=0.38, label=name, alpha=0.8)
             counts.bar_label(drawn, fontsize=9)
         counts.set_xticks(range(3), kinds)
         counts.set(title=f"{result.branches} branches of {result.problems} problems", ylabel="branches")
-        counts.legend(framealpha=0.7, fontsize=8)
+        counts.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncol=2)

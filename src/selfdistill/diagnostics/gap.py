@@ -127,9 +127,8 @@ def picture(result: Gap, path: Path, *, title: str) -> None:
         axes[0].axvline(0, **GUIDE)
         axes[0].set(title="accuracy with the context minus without", xlabel="points")
         if known:
-            axes[1].scatter([100 * c.difference for c in known], [100 * (c.gain or 0) for c in known])
             for c in known:
-                axes[1].annotate(c.name, (100 * c.difference, 100 * (c.gain or 0)), xytext=(5, 3), textcoords="offset points", fontsize=8)
+                axes[1].scatter(100 * c.difference, 100 * (c.gain or 0), label=c.name)
+            axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
             rank = "" if result.spearman is None else f", rank correlation {result.spearman:+.2f}"
             axes[1].set(title=f"what training made of it{rank}", xlabel="gap, points", ylabel="gain of the run, points")
-            axes[1].margins(x=0.25)

@@ -52,9 +52,7 @@ def latest(*runs: Path) -> Path:
 
 def restore(trainer: Trainer, folder: Path) -> None:
     """Puts a trainer, begun from the run's starting weights, where the checkpoint left off. Raises ValueError on an unknown format."""
-    state = torch.load(folder / "trainer_state.pt", weights_only=True, map_location="cpu")
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}; resume it with the version that wrote it")
+    state = require_format(folder)
     load_weights(trainer.policy, folder)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])
@@ -65,6 +63,14 @@ def restore(trainer: Trainer, folder: Path) -> None:
     trainer.tools.memory.update(json.loads((folder / "memory.json").read_text()))
     trainer.sampler.sync(trainer.policy, trainer.steps_done)
     restore_random_state(state["random"])
+
+
+def require_format(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state. Raises ValueError on a format unknown here."""
+    state = torch.load(folder / "trainer_state.pt", weights_only=True, map_location="cpu")
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}; resume it with the version that wrote it")
+    return state
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:

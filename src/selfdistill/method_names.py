@@ -37,6 +37,7 @@ from selfdistill import (
 from selfdistill.brackets import unclosed
 from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object, nearest
+from selfdistill.judges import Judge
 from selfdistill.method import Method
 from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 
@@ -115,6 +116,15 @@ def build_conversation(text: str) -> Conversation:
     found = _value(text)
     if type(found) not in known.values():
         raise ValueError(f"eval.conversation = {text!r} is not the call of a conversation; there are {', '.join(f'{name}()' for name in known)}")
+    return found
+
+
+def build_judge(text: str) -> Judge:
+    """`ModelJudge(Student())` and the like. Raises ValueError on anything else."""
+    known = {name: part for name, part in PARTS.items() if part.__module__ == judges.__name__ and issubclass(part, Callable)}
+    found = _value(text)
+    if type(found) not in known.values():
+        raise ValueError(f"judge {text!r} is not the call of a judge; there are {', '.join(f'{name}()' for name in known)}")
     return found
 
 

@@ -69,22 +69,31 @@ class TransportWindows:
             )
 
     def __call__(self, groups: list[Group], tools: Tools) -> None:
-        probes = self._probes(tools.score(groups))
-        if not probes:
+        found = self.probed(groups, tools)
+        if not found:
             return
-        pairs = self._written(probes, tools)
-        plans, distance = self._compared(pairs, tools)
-        kinds = {kind: torch.tensor([p.kind == kind for p in probes]) for kind in ("high", "random", "low")}
+        distance = torch.tensor([p.distance for p in found], dtype=torch.float64)
+        kinds = {kind: torch.tensor([p.kind == kind for p in found]) for kind in ("high", "random", "low")}
         kept = kinds["high"] & (distance > distance[kinds["low"]].quantile(self.quantile))
         for i in kept.nonzero()[:, 0].tolist():
-            rollout = probes[i].scored.rollout
+            rollout = found[i].rollout
             # the loss divides logits by one temperature, that of the step's rollouts
-            student, teacher = pairs[i]
-            rollout.windows.append(replace(self.lesson(student, teacher, plans[i]), temperature=rollout.temperature))
+            rollout.windows.append(replace(self.lesson(found[i].student, found[i].teacher, found[i].plan), temperature=rollout.temperature))
         tools.metrics.update({f"ot_{kind}": float(distance[mask].quantile(0.5)) for kind, mask in kinds.items()})
-        tools.metrics["ot_loss_pearson"] = _pearson(torch.tensor([p.divergence for p in probes], dtype=distance.dtype), distance)
+        tools.metrics["ot_loss_pearson"] = _pearson(torch.tensor([p.divergence for p in found], dtype=distance.dtype), distance)
         tools.metrics["false_alarm_share"] = 1 - float(kept.sum() / kinds["high"].sum())
         tools.metrics["windows"] = float(kept.sum())
+
+    def probed(self, groups: list[Group], tools: Tools) -> list["Probed"]:
+        """Every probe with both windows and their transport."""
+        probes = self._probes(tools.score(groups))
+        pairs = self._written(probes, tools) if probes else []
+        costs = [cosine_cost(*(tools.policy.embed(w.completion_ids) for w in pair)).cpu() for pair in pairs]
+        plans = [self.transport(cost) for cost in costs]
+        return [
+            Probed(p.scored.rollout, p.position, p.divergence, p.kind, *pair, plan, float((plan * cost).sum()))
+            for p, pair, plan, cost in zip(probes, pairs, plans, costs, strict=True)
+        ]
 
     def _probes(self, scored: Sequence[Scored]) -> list["_Probe"]:
         """Positions of high, random and low divergence over the whole step."""
@@ -107,11 +116,21 @@ class TransportWindows:
             by_teacher = teacher.complete([[*(v.prompt_ids or ()), *p.prefix] for v, p in zip(views, probes, strict=True)])
         return list(zip(by_student, by_teacher, strict=True))
 
-    def _compared(self, pairs: Sequence[tuple[Rollout, Rollout]], tools: Tools) -> tuple[list[Tensor], Tensor]:
-        """Plans and transport distances."""
-        costs = [cosine_cost(*(tools.policy.embed(w.completion_ids) for w in pair)).cpu() for pair in pairs]
-        plans = [self.transport(cost) for cost in costs]
-        return plans, torch.stack([(plan * cost).sum() for plan, cost in zip(plans, costs, strict=True)])
+
+class Probed(NamedTuple):
+    """A probe after both have written."""
+
+    rollout: Rollout
+    position: int
+    divergence: float
+    """In nats."""
+    kind: str
+    """high, random or low."""
+    student: Rollout
+    teacher: Rollout
+    plan: Float[Tensor, "n m"]
+    distance: float
+    """D_OT, from 0 to 2."""
 
 
 class _Probe(NamedTuple):

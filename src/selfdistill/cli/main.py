@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from selfdistill.cli import commands as c
+from selfdistill.cli import diagnostics as d
 from selfdistill.cli import report as r
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.errors import sentence
@@ -23,6 +24,14 @@ Command = (
     | Annotated[c.Export, tyro.conf.subcommand("export")]
     | Annotated[c.Pretrain, tyro.conf.subcommand("pretrain")]
     | Annotated[r.Report, tyro.conf.subcommand("report")]
+    | Annotated[d.Credit, tyro.conf.subcommand("credit")]
+    | Annotated[d.Gap, tyro.conf.subcommand("gap")]
+    | Annotated[d.Markers, tyro.conf.subcommand("markers")]
+    | Annotated[d.Leakage, tyro.conf.subcommand("leakage")]
+    | Annotated[d.Pmi, tyro.conf.subcommand("pmi")]
+    | Annotated[d.Transport, tyro.conf.subcommand("transport")]
+    | Annotated[d.Viability, tyro.conf.subcommand("viability")]
+    | Annotated[d.Judge, tyro.conf.subcommand("judge")]
 )
 TAKES_SETTINGS = ("train", "eval", "preview")
 DESCRIPTION = (

@@ -13,7 +13,8 @@ from selfdistill.api import Assembled, assemble, make_eval_sampler
 from selfdistill.atomic import write_whole
 from selfdistill.config import Settings, read_settings, save_settings
 from selfdistill.console import Console
-from selfdistill.evaluate import Evaluation, evaluate
+from selfdistill.evaluate import Evaluation
+from selfdistill.measuring import Measurement
 from selfdistill.memory import estimate, explain_out_of_memory
 from selfdistill.method import describe
 from selfdistill.plots import learning_curve
@@ -21,7 +22,6 @@ from selfdistill.preflight import prove_alignment
 from selfdistill.runlog import RunLog, require_trackers
 from selfdistill.sources import told
 from selfdistill.summary import summarize
-from selfdistill.teachers import weights_hash
 from selfdistill.trainer import StepResult
 from selfdistill.types import Problem
 
@@ -113,21 +113,13 @@ def _preflight(parts: Assembled, held_out: Sequence[Problem], console: Console) 
 
 
 def _measure(parts: Assembled, problems: Sequence[Problem], path: Path, console: Console, what: str) -> Evaluation:
-    """One evaluation, kept on disk and not repeated for the same weights and decoding; training's random state is untouched."""
-    settings = parts.settings
-    about = {"eval": settings.eval.model_dump(exclude={"every", "at_end"}), "weights": weights_hash(parts.policy)}
-    if path.exists() and (kept := json.loads(path.read_text())) | about == kept:
-        return Evaluation.from_json(kept)
-    start = time.perf_counter()
-    state = checkpoint.random_state()
-    with console.bar(f"evaluating {what}", len(problems) * settings.eval.num_samples) as advance:
-        sampler = make_eval_sampler(parts.policy, settings, on_progress=advance)
-        checkpoint.seed_all(settings.seed)
-        k, converse = settings.eval.num_samples, parts.conversation
-        result = evaluate(sampler, parts.task, problems, num_samples=k, reward=parts.reward, conversation=converse)
-    checkpoint.restore_random_state(state)
-    write_whole(path, json.dumps(result.to_json() | about | {"seconds": time.perf_counter() - start}) + "\n")
-    return result
+    """One evaluation, kept in the run and in the cache and not repeated; training's random state is untouched."""
+    own = Measurement(policy=parts.policy, settings=parts.settings, task=parts.task, problems=problems, reward=parts.reward, conversation=parts.conversation)
+    if (record := own.kept(path)) is None:
+        with console.bar(f"evaluating {what}", own.samples) as advance:
+            record = own.measure(advance)
+    write_whole(path, json.dumps(record) + "\n")
+    return Evaluation.from_json(record)
 
 
 def _train(parts: Assembled, run: Run, held_out: Sequence[Problem], console: Console) -> None:
@@ -136,14 +128,14 @@ def _train(parts: Assembled, run: Run, held_out: Sequence[Problem], console: Con
     log = RunLog(run.folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=trainer.steps_done if run.resumed else None)
     try:
         with console.training(settings.steps, done=trainer.steps_done) as show:
-            start = time.perf_counter()
+            start, written = time.perf_counter(), parts.sampler.written.tokens
             for result in trainer:
                 metrics = dict(result.metrics) | {f"seconds_{phase}": s for phase, s in result.seconds.items()}
                 log.rollouts(result.groups, result.samples, step=result.step)
-                metrics["seconds"] = time.perf_counter() - start
+                metrics |= {"generated_tokens": parts.sampler.written.tokens - written, "seconds": time.perf_counter() - start}
                 if settings.eval.every and result.step % settings.eval.every == 0:
                     metrics |= _eval_metrics(_measure(parts, held_out, run.evaluation(result.step), console, f"step {result.step}"))
-                start = time.perf_counter()
+                start, written = time.perf_counter(), parts.sampler.written.tokens
                 log.log(metrics, step=result.step)
                 show(result, _shown(result, settings))
                 if _due(result.step, settings):

@@ -75,9 +75,16 @@ class Row:
 def side_by_side(entries: Sequence[Entry], *, reference: str = "opsd") -> list[Row]:
     """One row an entry, the largest gain first and every control behind its method. Raises ValueError where evaluations cannot be paired."""
     named = {entry.name: entry for entry in entries}
-    rows = [_row(entry, named.get(reference), named.get(entry.control_of or "")) for entry in entries]
+    rows = [_row(entry, reference_of(entries, reference), named.get(entry.control_of or "")) for entry in entries]
     ordered = sorted((row for row in rows if row.control_of is None), key=lambda row: -row.gain.mean if row.gain else 1.0)
     return [r for own in ordered for r in (own, *(control for control in rows if control.control_of == own.name))]
+
+
+def reference_of(entries: Sequence[Entry], name: str) -> Entry | None:
+    """The entry of that name, else the first that runs the method of that name."""
+    own = [entry for entry in entries if entry.name == name and entry.control_of is None]
+    alike = [entry for entry in entries if entry.method.partition("(")[0] == name and entry.control_of is None]
+    return next(iter([*own, *alike]), None)
 
 
 def tokens_apart(rows: Sequence[Row]) -> dict[str, float]:

@@ -89,31 +89,38 @@ class Measurement:
         return Path(self.settings.output_dir).absolute().parent / ".evaluations" if where == "auto" else Path(where) if where else None
 
     def measure(self, on_progress: Progress | None = None) -> dict[str, Any]:
-        """The record: an evaluation as JSON with `key`, `about` and the seconds it took. Another process that measures the same is waited for.
+        """The record: an evaluation as JSON with `key`, `about` and the seconds it took; the random state stays as it is. Who measures the same is waited for.
 
         Raises ValueError where there is nothing to sample, a prompt is too long or nothing could be graded.
         """
+        state = random_state()
+        try:
+            return self._measured(on_progress)
+        finally:
+            restore_random_state(state)
+
+    def _measured(self, on_progress: Progress | None) -> dict[str, Any]:
         if self.cache is None:
             return self._record(None, on_progress)
+        if (found := self.kept()) is not None:
+            return found
         parts = self.cache / f"{self.key}.parts"
         parts.mkdir(parents=True, exist_ok=True)
         with FileLock(parts / "lock"):
             if (found := self.kept()) is None:
                 found = self._record(parts, on_progress)
                 write_whole(self.cache / f"{self.key}.json", json.dumps(found) + "\n")
-                shutil.rmtree(parts)
+            shutil.rmtree(parts, ignore_errors=True)
         return found
 
     def _record(self, parts: Path | None, on_progress: Progress | None) -> dict[str, Any]:
-        state, start = random_state(), time.perf_counter()
+        start = time.perf_counter()
         seed_all(self.settings.seed)
-        try:
-            evaluation, before = self._evaluation(parts, on_progress)
-        finally:
-            restore_random_state(state)
+        evaluation, before = self._evaluation(parts, on_progress)
         seconds = before + time.perf_counter() - start
         about = {"eval": self.settings.eval.model_dump(exclude={"every", "at_end", "cache"}), "weights": self.about["weights"]}
-        return evaluation.to_json() | about | {"key": self.key, "about": self.about, "seconds": seconds}
+        # as it will be read again
+        return json.loads(json.dumps(evaluation.to_json() | about | {"key": self.key, "about": self.about, "seconds": seconds}))
 
     def _evaluation(self, parts: Path | None, on_progress: Progress | None) -> tuple[Evaluation, float]:
         """All batches joined in the order of the problems, and the seconds that earlier processes spent on them."""

@@ -17,24 +17,19 @@ NOTHING = ""
 def terminal(rows: Sequence[Row], *, k: int, reference: str) -> Table:
     """What decides between methods; the rest stands in compare.md."""
     table = Table(title=f"gains in points of avg@{k}, 95 % intervals over problems and seeds")
+    has_reference, has_controls = _has(rows)
+    paired = ([f"minus {reference}"] if has_reference else []) + (["method minus control"] if has_controls else [])
     table.add_column("method", no_wrap=True)
-    for column in ("seeds", "trained", "gain", f"minus {reference}", "method minus control", f"pass@{k}", "length"):
+    for column in ("seeds", "trained", "gain", *paired, f"pass@{k}", "length"):
         table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         f = row.figures
         name = ("  ↳ " if row.control_of else "") + row.name
         if not row.seeds:
-            table.add_row(name, "0", f"failed: {_why(row)}", *[NOTHING] * 5)
+            table.add_row(name, "0", "failed")
             continue
-        cells = (
-            _share(f["avg_at_k"]),
-            points(row.gain),
-            points(row.over_reference),
-            points(row.under_method),
-            _share(f["pass_at_k"]),
-            f"{f['mean_length']:.1f}",
-        )
-        table.add_row(name, _seeds(row), *cells)
+        differences = [points(row.gain), *([points(row.over_reference)] if has_reference else []), *([points(row.under_method)] if has_controls else [])]
+        table.add_row(name, _seeds(row), _share(f["avg_at_k"]), *differences, _share(f["pass_at_k"]), f"{f['mean_length']:.1f}")
     return table
 
 
@@ -42,7 +37,7 @@ def markdown(rows: Sequence[Row], settings: Settings, *, reference: str) -> str:
     """The whole table with what its columns mean, as compare.md holds it."""
     k = settings.eval.num_samples
     words, entropy = _entropy(rows)
-    has_reference, has_controls = any(row.over_reference for row in rows), any(row.control_of for row in rows)
+    has_reference, has_controls = _has(rows)
     columns = ["method", "seeds", "base", "trained", "gain, points", "of each seed", *([f"minus `{reference}`"] if has_reference else [])]
     columns += ["method minus control"] if has_controls else []
     columns += [f"pass@{k}", f"maj@{k}", "answers", "entropy", "truncated", "length", "rescued, broken", "rollout tokens", "seconds"]
@@ -51,7 +46,7 @@ def markdown(rows: Sequence[Row], settings: Settings, *, reference: str) -> str:
         f = row.figures
         name = ("↳ " if row.control_of else "") + f"`{row.name}`"
         if not row.seeds:
-            lines.append(_line([name, "0", "", f"failed: {_why(row)}", *[NOTHING] * (len(columns) - 4)]))
+            lines.append(_line([name, "0", "", "failed", *[NOTHING] * (len(columns) - 4)]))
             continue
         cells = [
             name,
@@ -109,8 +104,9 @@ def _entropy(rows: Sequence[Row]) -> tuple[str, str]:
     return ("of the samples", "entropy") if measured else ("of the student on the last step's rollouts", "training_entropy")
 
 
-def _why(row: Row) -> str:
-    return next(iter(row.failed.values()), "no run finished")
+def _has(rows: Sequence[Row]) -> tuple[bool, bool]:
+    """Whether there is a reference to be paired with, and a control."""
+    return any(row.over_reference for row in rows), any(row.control_of for row in rows)
 
 
 def _seeds(row: Row) -> str:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfdistill.cli.main import main as command_line
-from selfdistill.config import read_recipe
+from selfdistill.recipes import read_recipe
 
 RECIPES = Path(__file__).parents[1] / "src" / "selfdistill" / "assets" / "recipes"
 LEFT_OUT = {"tiny_base": "a recipe of `selfdistill pretrain`", "quickstart": "the testbed's own"}

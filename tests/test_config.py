@@ -1,26 +1,26 @@
 """Settings: what a recipe and the command line may say, and the one sentence for what they may not."""
 
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from selfdistill.cli.overrides import parse_overrides
-from selfdistill.config import keys, load_settings, make_settings, read_recipe, read_settings, save_settings
+from selfdistill.config import keys, load_settings, make_settings, read_settings, save_settings
 from selfdistill.conversations import RawSharded
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
 from selfdistill.method_names import build_conversation, build_method
 from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd, sgsd, topd
 from selfdistill.policy_losses import ClippedRatio
+from selfdistill.recipes import read_recipe, shipped
 from selfdistill.rubrics import QuestionRubric
 from selfdistill.skills import WrittenLessons
 from selfdistill.teachers import EMA, External, Frozen, Live
 from selfdistill.writers import Checkpoint, Student, Teacher
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(p.name.removesuffix(".toml") for p in (files("selfdistill") / "assets" / "recipes").iterdir() if p.name != "tiny_base.toml")
+RECIPES = sorted(set(shipped()) - {"tiny_base"})
 
 
 def method_of(settings):
@@ -181,7 +181,7 @@ def test_recipes_are_found_by_name_by_path_and_not_by_accident(tmp_path, monkeyp
 
 
 def test_the_root_shows_the_shipped_recipes():
-    assert sorted(p.name for p in (ROOT / "recipes").iterdir()) == sorted([f"{r}.toml" for r in RECIPES] + ["tiny_base.toml"])
+    assert {p.relative_to(ROOT / "recipes").as_posix() for p in (ROOT / "recipes").glob("**/*.toml")} == {f"{name}.toml" for name in shipped()}
     assert read_recipe(str(ROOT / "recipes" / "quickstart.toml")) == tomllib.loads((ROOT / "recipes" / "quickstart.toml").read_text())
 
 

@@ -30,7 +30,8 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_carries_base_recipes_templates_and_licence(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    recipes = {f"selfdistill/assets/recipes/{p.name}" for p in (ROOT / "recipes").iterdir()}
+    folder = ROOT / "src" / "selfdistill" / "assets"
+    recipes = {f"selfdistill/assets/{p.relative_to(folder).as_posix()}" for p in [*(folder / "recipes").rglob("*.toml"), folder / "decodings.toml"]}
     base = {f"selfdistill/assets/tiny_base/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md")}
     templates = {f"selfdistill/assets/templates/{name}.toml" for name in ("english", "arithmetic")}
     report = {f"selfdistill/assets/report/{name}" for name in ("page.html", "page.css", *LIBRARIES, *SCRIPTS, "vendor/d3.LICENSE", "vendor/plot.LICENSE")}

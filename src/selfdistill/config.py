@@ -1,9 +1,7 @@
 """Settings of a run: a recipe (TOML) and overrides in, typed and frozen settings out. A key nobody knows is an error that names the nearest."""
 
 import json
-import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from selfdistill.atomic import write_whole
 from selfdistill.imports import nearest
+from selfdistill.recipes import decoding, expanded, read_recipe
 
 
 class Table(BaseModel):
@@ -137,6 +136,8 @@ class EvalSettings(Section):
     """The first that many of the test split."""
     num_samples: int = Field(default=8, ge=1)
     """The k of avg@k and pass@k."""
+    decoding: str | None = None
+    """Published decoding that sets counts, temperature, top_p, length and thinking unless they are given: "opsd" or "hsd"."""
     conversation: str = "Full()"
     """How problems are told: "Full()", "Concat()", "RawSharded()" or "Placeholder('...')"; all but the first need a column `shards`."""
     temperature: float = Field(default=1.0, ge=0)
@@ -149,6 +150,8 @@ class EvalSettings(Section):
     """The chat-template flag; none: sampling's."""
     batch_size: int = Field(default=512, ge=1)
     """Completions written at once."""
+    cache: str | None = "auto"
+    """Folder of evaluations that were made before; auto: .evaluations beside the run's folder; none: measures anew."""
 
 
 class Settings(Section):
@@ -204,7 +207,9 @@ def load_settings(recipe: str, overrides: Mapping[str, Any] | None = None) -> Se
 
 def make_settings(data: Mapping[str, Any], overrides: Mapping[str, Any], *, origin: str = "settings") -> Settings:
     """Plain data and dotted overrides as Settings."""
-    merged = json.loads(json.dumps(data))
+    merged = json.loads(json.dumps(expanded(data)))
+    if overrides.get("eval.decoding"):
+        overrides = {f"eval.{key}": value for key, value in decoding(overrides["eval.decoding"]).items()} | dict(overrides)
     # `--method hsd` replaces the table that `--method.teacher ...` adds to, whichever was written first
     for key in sorted(overrides, key=lambda key: key.count(".")):
         _put(merged, key.split("."), overrides[key])
@@ -212,22 +217,6 @@ def make_settings(data: Mapping[str, Any], overrides: Mapping[str, Any], *, orig
         return Settings.model_validate(merged)
     except ValidationError as error:
         raise ValueError(f"{origin}: {explain(error, Settings)}") from None
-
-
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """The TOML of a path, else of the shipped recipe of that name. Raises ValueError where there is neither."""
-    path = Path(recipe)
-    if path.suffix != ".toml" and not path.is_file():
-        shipped = {p.name.removesuffix(".toml"): p for p in (files("selfdistill") / "assets" / "recipes").iterdir() if p.name.endswith(".toml")}
-        if recipe not in shipped:
-            raise ValueError(f"there is no recipe {recipe!r}; give a .toml file or one of {', '.join(sorted(shipped))}{nearest(recipe, shipped)}")
-        return tomllib.loads(shipped[recipe].read_text())
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"recipe {recipe!r} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {recipe!r} is not TOML: {error}") from error
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from selfdistill.compare import Row
 from selfdistill.evaluate import Evaluation
 
 Series = Mapping[str, str]
@@ -69,8 +70,25 @@ def pareto(models: Sequence[tuple[Evaluation, Evaluation]], picture: Path, *, ti
     return _saved(figure, picture)
 
 
+def gains(rows: Sequence[Row], picture: Path, *, title: str) -> Path:
+    """Gain over the base by method: the mean with its interval, every seed as a dot, controls in grey below their method."""
+    ordered = [row for row in rows if row.gain]
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.32 * len(ordered)), layout="constrained")
+    for place, row in enumerate(ordered):
+        assert row.gain
+        color, (low, high) = ("gray" if row.control_of else "tab:blue"), row.gain.ci95
+        axis.errorbar(100 * row.gain.mean, place, xerr=[[100 * (row.gain.mean - low)], [100 * (high - row.gain.mean)]], fmt="o", color=color, capsize=3)
+        axis.scatter([100 * gain for gain in row.gains.values()], [place] * len(row.gains), s=9, color="black", alpha=0.5, zorder=3)
+    axis.set_yticks(range(len(ordered)), [("↳ " if row.control_of else "") + row.name for row in ordered])
+    axis.invert_yaxis()
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(xlabel="points of avg@k over the base; 95 % intervals, a dot a seed", title=title)
+    axis.grid(axis="x", alpha=0.3)
+    return _saved(figure, picture)
+
+
 def _saved(figure: Any, picture: Path) -> Path:
-    """Written whole or not at all."""
+    """The picture, whole or not at all."""
     figure.savefig(partial := picture.with_suffix(".partial"), dpi=110, format="png")
     os.replace(partial, picture)
     plt.close(figure)

@@ -17,8 +17,9 @@ from selfdistill.api import Assembled, assemble, make_eval_sampler, members
 from selfdistill.atomic import write_whole
 from selfdistill.config import Settings, read_settings, save_settings
 from selfdistill.console import Console
-from selfdistill.evaluate import Evaluation, evaluate
+from selfdistill.evaluate import Evaluation
 from selfdistill.lockstep import introduce, lockstep
+from selfdistill.measuring import Measurement
 from selfdistill.memory import estimate, explain_out_of_memory, together
 from selfdistill.method import describe
 from selfdistill.plots import learning_curve, pareto
@@ -26,7 +27,6 @@ from selfdistill.preflight import prove_alignment
 from selfdistill.runlog import RunLog, require_trackers
 from selfdistill.sources import told
 from selfdistill.summary import summarize
-from selfdistill.teachers import weights_hash
 from selfdistill.trainer import StepResult
 from selfdistill.types import Problem
 
@@ -153,21 +153,14 @@ def _preflight(learners: Sequence[Learner], held_out: Sequence[Problem], console
 
 
 def _measure(learner: Learner, problems: Sequence[Problem], step: int, console: Console, what: str) -> Evaluation:
-    """One evaluation, kept on disk and not repeated for the same weights and decoding; training's random state is untouched."""
-    parts, settings, path = learner.parts, learner.parts.settings, learner.run.evaluation(step)
-    about = {"eval": settings.eval.model_dump(exclude={"every", "at_end"}), "weights": weights_hash(parts.policy)}
-    if path.exists() and (kept := json.loads(path.read_text())) | about == kept:
-        return Evaluation.from_json(kept)
-    start = time.perf_counter()
-    state = checkpoint.random_state()
-    with console.bar(f"evaluating {what}{learner.whose}", len(problems) * settings.eval.num_samples) as advance:
-        sampler = make_eval_sampler(parts.policy, settings, on_progress=advance)
-        checkpoint.seed_all(settings.seed)
-        k, converse = settings.eval.num_samples, parts.conversation
-        result = evaluate(sampler, parts.task, problems, num_samples=k, reward=parts.reward, conversation=converse)
-    checkpoint.restore_random_state(state)
-    write_whole(path, json.dumps(result.to_json() | about | {"seconds": time.perf_counter() - start}) + "\n")
-    return result
+    """One evaluation, kept in the run and in the cache and not repeated; training's random state is untouched."""
+    parts, path = learner.parts, learner.run.evaluation(step)
+    own = Measurement(policy=parts.policy, settings=parts.settings, task=parts.task, problems=problems, reward=parts.reward, conversation=parts.conversation)
+    if (record := own.kept(path)) is None:
+        with console.bar(f"evaluating {what}{learner.whose}", own.samples) as advance:
+            record = own.measure(advance)
+    write_whole(path, json.dumps(record) + "\n")
+    return Evaluation.from_json(record)
 
 
 def _train(learners: Sequence[Learner], held_out: Sequence[Problem], console: Console) -> None:
@@ -181,12 +174,15 @@ def _train(learners: Sequence[Learner], held_out: Sequence[Problem], console: Co
             logs.append(log)
             done = learner.parts.trainer.steps_done
             shows.append(open_until_the_end.enter_context(console.training(settings.steps, done=done, whose=learner.whose)))
+            # what the alignment proof wrote is no step's
+            learner.parts.sampler.written.tokens = 0
         for results in lockstep([learner.parts.trainer for learner in learners]):
             for learner, result, log, show in zip(learners, results, logs, shows, strict=True):
                 start = time.perf_counter()
                 log.rollouts(result.groups, result.samples, step=result.step)
                 metrics = dict(result.metrics) | {f"seconds_{phase}": s for phase, s in result.seconds.items()}
                 metrics["seconds"] = sum(result.seconds.values()) + time.perf_counter() - start
+                metrics["generated_tokens"], learner.parts.sampler.written.tokens = learner.parts.sampler.written.tokens, 0
                 if settings.eval.every and result.step % settings.eval.every == 0:
                     metrics |= _eval_metrics(_measure(learner, held_out, result.step, console, f"step {result.step}"))
                 log.log(metrics, step=result.step)

@@ -27,6 +27,9 @@ def summarize(settings: Settings, base: Evaluation, trained: Evaluation, *, seco
         "seconds": {"install": _install_seconds()} | {name: round(value, 1) for name, value in seconds.items()},
         "rescued": comparison.rescued,
         "broken": comparison.broken,
+        "majority_rescued": comparison.majority_rescued,
+        "majority_broken": comparison.majority_broken,
+        "mcnemar_p": comparison.mcnemar_p,
         "truncated_difference_ci95": _rounded(comparison.truncated_difference_ci95),
         "domains": {name: _beside(own, trained.by_domain[name]) for name, own in base.by_domain.items()},
         "settings": settings.model_dump(),
@@ -56,6 +59,8 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
         "ci95": _rounded(evaluation.ci95),
         "truncated": round(evaluation.truncated, 4),
         "mean_length": round(evaluation.mean_length, 2),
+        "distinct_answers": round(evaluation.distinct_answers, 4),
+        "entropy": None if evaluation.entropy is None else round(evaluation.entropy, 4),
     }
 
 

@@ -1,7 +1,6 @@
 """What the smaller commands do: names and paths in, a printed page or a folder out."""
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfdistill.atomic import whole_folder, write_whole
-from selfdistill.config import Settings, explain, load_settings, make_settings, read_recipe, read_settings
+from selfdistill.atomic import whole_folder
+from selfdistill.config import explain, load_settings, read_settings
+from selfdistill.recipes import read_recipe
 
 if TYPE_CHECKING:
     from selfdistill.api import Assembled
@@ -65,39 +65,6 @@ def list_controls(name: str) -> None:
         for part, (one, other) in diff(method, control).items():
             # a part around the method's own is shown as just that
             out.print(escape(f"    {part}: {one} → {other.replace(one, '…') if one not in ('()', UNUSED) else other}"), soft_wrap=True)
-
-
-def evaluate_model(model: str, *, recipe: str, overrides: Mapping[str, Any], output: Path | None) -> None:
-    """Prints a model's figures; a run's folder brings its own settings."""
-    from selfdistill.api import load_settings_policy, make_eval_sampler, worded
-    from selfdistill.checkpoint import seed_all
-    from selfdistill.console import Console as Progress
-    from selfdistill.conversations import Full
-    from selfdistill.evaluate import evaluate
-    from selfdistill.imports import load_object
-    from selfdistill.method_names import build_conversation
-    from selfdistill.tasks.loading import load_task
-
-    settings, folder = _settings_of(model, recipe, overrides)
-    conversation = build_conversation(settings.eval.conversation)
-    policy = load_settings_policy(settings, folder)
-    task = load_task(settings.task)
-    problems = list(worded(task, "test", settings))[: settings.eval.num_problems]
-    if not problems:
-        raise ValueError(f"the test split of {settings.task.name!r} has 0 problems to evaluate on")
-    reward = load_object(settings.reward) if settings.reward else None
-    k = settings.eval.num_samples
-    seed_all(settings.seed)
-    with Progress().bar("evaluating", len(problems) * k) as advance:
-        sampler = make_eval_sampler(policy, settings, on_progress=advance)
-        result = evaluate(sampler, task, problems, num_samples=k, reward=reward, conversation=conversation)
-    low, high = result.ci95
-    told = f", told as {settings.eval.conversation}" if conversation != Full() else ""
-    out.print(f"{model} on {len(problems)} problems of {settings.task.name}, {k} samples at temperature {settings.eval.temperature}{escape(told)}")
-    out.print(f"avg@{k} {result.avg_at_k:.4f} [{low:.4f}, {high:.4f}]  pass@{k} {result.pass_at_k:.4f}  maj@{k} {result.maj_at_k:.4f}")
-    out.print(f"truncated {result.truncated:.4f}  mean length {result.mean_length:.1f} tokens")
-    if output:
-        write_whole(output, json.dumps(result.to_json()) + "\n")
 
 
 def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:
@@ -179,13 +146,6 @@ def model_folder(model: str) -> str:
     from selfdistill.checkpoint import latest
 
     return str(latest(Path(model))) if (Path(model) / "settings.json").exists() else model
-
-
-def _settings_of(model: str, recipe: str, overrides: Mapping[str, Any]) -> tuple[Settings, str]:
-    """The settings a model is measured under: its run's own, else the recipe's."""
-    own = Path(model) / "settings.json"
-    data = read_settings(own).model_dump() if own.exists() else read_recipe(recipe)
-    return make_settings(data, overrides, origin=str(own) if own.exists() else recipe), model_folder(model)
 
 
 def _room(policy: Any, wanted: int) -> int:

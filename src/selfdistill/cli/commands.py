@@ -51,20 +51,54 @@ class Train(_Command):
 
 @dataclass(frozen=True)
 class Eval(_Command):
-    """Measure a model on held-out problems: avg@k, pass@k, maj@k, intervals over problems, truncation, length."""
+    """Measure a model on held-out problems: avg@k, pass@k, maj@k, intervals over problems, truncation, length, entropy; beside another where asked."""
 
     model: Positional[str]
     """A run's folder (its last checkpoint), a model folder or a hub id."""
     recipe: str = "quickstart"
     """Whose task and decoding are used; --eval.num_problems, --eval.num_samples and others change them."""
+    vs: str | None = None
+    """Another model, measured the same way and compared problem by problem: difference, rescued and broken problems, McNemar."""
     output: Path | None = None
-    """A JSON file for the figures and all samples."""
+    """A JSON file for all samples."""
+    leaderboard: Path | None = None
+    """A JSON file for the figures with what was measured and how."""
     takes_settings: ClassVar[bool] = True
 
     def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.cli.actions import evaluate_model
+        from selfdistill.cli.evaluating import evaluate_model
 
-        evaluate_model(self.model, recipe=self.recipe, overrides=overrides, output=self.output)
+        evaluate_model(self.model, recipe=self.recipe, vs=self.vs, overrides=overrides, output=self.output, leaderboard=self.leaderboard)
+
+
+@dataclass(frozen=True)
+class Compare(_Command):
+    """Train methods side by side over several seeds, each beside its null control, or tabulate finished runs: gains, intervals, diversity, cost."""
+
+    what: Positional[tuple[str, ...]]
+    """Recipes (each trained with every seed, into OUTPUT/recipe/seed) and folders of finished runs."""
+    null: tuple[str, ...] = ()
+    """Recipes or folders that are null controls; each belongs to the method of its name that differs in arguments alone."""
+    seeds: int = 3
+    """Of each recipe: 0, 1, ..."""
+    output: Path = Path("runs/compare")
+    """Where runs, compare.json, compare.md and compare.png go; the same command goes on with what is there."""
+    jobs: int | None = None
+    """Runs at once; none: one an accelerator, else one a core as far as memory allows."""
+    controls: bool = True
+    """Trains null_context(METHOD) beside every recipe whose teacher reads a context."""
+    reference: str = "opsd"
+    """The row that all others are paired with."""
+    takes_settings: ClassVar[bool] = True
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.comparing import compare_methods
+
+        options = {"seeds": self.seeds, "output": self.output, "jobs": self.jobs, "controls": self.controls, "reference": self.reference}
+        compare_methods(self.what, nulls=self.null, overrides=overrides, **options)
+
+    def where(self, overrides: Mapping[str, Any]) -> str:
+        return f"; what is trained lies in {self.output}, the same command goes on"
 
 
 @dataclass(frozen=True)

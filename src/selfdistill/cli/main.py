@@ -17,6 +17,7 @@ from selfdistill.errors import sentence
 Command = (
     Annotated[c.Train, tyro.conf.subcommand("train")]
     | Annotated[c.Eval, tyro.conf.subcommand("eval")]
+    | Annotated[c.Compare, tyro.conf.subcommand("compare")]
     | Annotated[c.Methods, tyro.conf.subcommand("methods")]
     | Annotated[c.Describe, tyro.conf.subcommand("describe")]
     | Annotated[c.Preview, tyro.conf.subcommand("preview")]
@@ -33,7 +34,7 @@ Command = (
     | Annotated[d.Viability, tyro.conf.subcommand("viability")]
     | Annotated[d.Judge, tyro.conf.subcommand("judge")]
 )
-TAKES_SETTINGS = ("train", "eval", "preview")
+TAKES_SETTINGS = ("train", "eval", "compare", "preview")
 DESCRIPTION = (
     "On-policy self-distillation of language-model reasoning. Start with: selfdistill train quickstart. "
     "SELFDISTILL_TRACEBACK=1 in the environment shows where an error came from."

@@ -8,6 +8,6 @@ from selfdistill.reductions import SequenceMean
 from selfdistill.token_weights import PositionSigmoid
 
 
-def pw_opsd(*, floor: float = 0.25, center: float = 0.30, width: float = 0.10) -> Method:
+def pw_opsd(*, floor: float = 0.25, center: float = 0.30, width: float = 0.10, clip: float = 0.05) -> Method:
     """OPSD with w_t = floor + (1 - floor) sigmoid((frac_t - center) / width), mean over rollouts of the mean over tokens."""
-    return replace(opsd(), token_weight=PositionSigmoid(floor, center, width), reduction=SequenceMean())
+    return replace(opsd(clip=clip), token_weight=PositionSigmoid(floor, center, width), reduction=SequenceMean())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import nlargest
 from typing import cast
 
@@ -19,6 +19,13 @@ from selfdistill.types import Group, Problem, Rollout
 
 LONGEST = 100
 """Prompts whose length is looked at before a run: those with the most letters."""
+
+
+@dataclass
+class Written:
+    """Tokens that an engine has written so far."""
+
+    tokens: int = 0
 
 
 @dataclass(kw_only=True)
@@ -39,6 +46,8 @@ class TransformersSampler:
     on_progress: Callable[[int, int], None] | None = None
     """Called with (rollouts finished, rollouts asked for) after every batch."""
     version: int = 0
+    written: Written = field(default_factory=Written)
+    """Shared with the samplers that `decoding` makes of this one."""
 
     def sample(self, problems: Sequence[Problem], n: int) -> list[Group]:
         """n completions a problem; prompts of like length share a batch."""
@@ -58,6 +67,7 @@ class TransformersSampler:
         rollouts: dict[int, Rollout] = {}
         for batch in _batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), self.batch_size):
             for i, (ids, logp, truncated) in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
+                self.written.tokens += len(ids)
                 rollouts[i] = self._rollout(prompts[i], ids, logp, truncated=truncated, index=0)
             if self.on_progress:
                 self.on_progress(len(rollouts), len(prompts))

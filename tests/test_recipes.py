@@ -1,0 +1,79 @@
+"""Recipes on top of others, published decodings, and the testbed's recipe of every method."""
+
+import json
+
+import pytest
+
+from selfdistill.config import load_settings, make_settings, save_settings
+from selfdistill.method_names import build_method
+from selfdistill.methods import METHODS
+from selfdistill.recipes import read_recipe, shipped
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_recipe_takes_the_rest_from_the_one_it_extends(here):
+    (here / "sub").mkdir()
+    (here / "sub" / "base.toml").write_text('extends = "quickstart"\nsteps = 7\n[method]\nname = "opsd"\nclip = 0.5\n[sampling]\ntop_k = 3\n')
+    (here / "sub" / "own.toml").write_text('extends = "base.toml"\n[method]\nclip = 1.0\n[model]\ndtype = "bfloat16"\n[sampling]\ntop_p = 0.9\n')
+    found = load_settings("sub/own.toml")
+    assert (found.method.name, found.method.arguments, found.steps) == ("opsd", {"clip": 1.0}, 7)
+    assert (found.sampling.top_k, found.sampling.top_p, found.sampling.num_generations) == (3, 0.9, 8)
+    assert (found.model.path, found.model.dtype, found.optimizer.schedule) == ("tiny", "bfloat16", "linear")
+
+
+def test_a_method_named_anew_takes_no_arguments_of_the_old_one(here):
+    (here / "own.toml").write_text('extends = "testbed/opsd"\n[method]\nname = "hsd"\nfailed_only = true\n')
+    assert load_settings("own.toml").method.arguments == {"failed_only": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('extends = "own.toml"', "extends itself, by way of own.toml"),
+        ('extends = "quikstart"', "no recipe 'quikstart'.*did you mean 'quickstart'"),
+        ("extends = 3", "extends = 3 must be the name of a recipe"),
+        ('[eval]\ndecoding = "opds"', "eval.decoding = 'opds' is no published decoding; did you mean 'opsd'"),
+    ],
+)
+def test_what_cannot_be_extended_is_a_sentence(here, text, said):
+    (here / "own.toml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        load_settings("own.toml")
+
+
+def test_a_runs_settings_are_a_recipe(here):
+    settings = load_settings("testbed/rcsd", {"seed": 3, "eval.decoding": "hsd"})
+    save_settings(settings, here / "settings.json")
+    assert load_settings("settings.json") == settings
+    (here / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match=r"'broken.json' is not JSON"):
+        read_recipe("broken.json")
+
+
+def test_a_decoding_sets_what_is_not_given(here):
+    """In a recipe, in Python, and on the command line over a run whose settings are all written out."""
+    (here / "own.toml").write_text('[eval]\ndecoding = "opsd"\nnum_samples = 4\n')
+    found = load_settings("own.toml").eval
+    assert (found.num_samples, found.temperature, found.top_p, found.max_completion_length, found.thinking) == (4, 1.0, 0.95, 38912, True)
+    assert make_settings({"eval": {"decoding": "hsd"}}, {}).eval.max_completion_length == 4096
+    written = json.loads(load_settings("quickstart").model_dump_json())
+    over = make_settings(written, {"eval.decoding": "opsd", "eval.temperature": 0.6}).eval
+    assert (over.num_samples, over.temperature, over.top_p, over.num_problems) == (12, 0.6, 0.95, 250)
+    kept = load_settings("opsd")
+    assert kept.eval == make_settings({"eval": {"decoding": "opsd", "at_end": False, "batch_size": 16}}, {}).eval.model_copy(update={"decoding": None})
+
+
+def test_every_method_has_a_recipe_for_the_testbed():
+    own = [name for name in shipped() if name.startswith("testbed/")]
+    settings = {name: load_settings(name) for name in own}
+    left = {f.__name__ for f in METHODS} - {s.method.name for s in settings.values()}
+    assert left == {"rcsd_writer"}, "which learns to write rubrics, not to solve"
+    for name, found in settings.items():
+        build_method(found.method.name, found.method.arguments, max_completion_length=112)
+        assert (found.steps, found.prompts_per_step, found.sampling.num_generations, found.eval.num_problems, found.eval.every) == (15, 16, 8, 250, 0), name
+        assert found.checkpoint_every == 5, "an interrupted comparison goes on"

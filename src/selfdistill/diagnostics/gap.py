@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 from scipy.stats import spearmanr
@@ -49,8 +50,8 @@ def gap(without: Scores, under: Mapping[str, Scores], *, samples: int, gains: Ma
         raise ValueError("none of the problems has a context of any kind, so there is no gap to measure; choose other --steps")
     contexts = tuple(_context(name, without, scores, gains.get(name)) for name, scores in under.items())
     known = [(c.difference, c.gain) for c in contexts if c.gain is not None]
-    rank = float(spearmanr(*zip(*known, strict=True)).statistic) if len(known) > 2 else None
-    return Gap(samples=samples, contexts=contexts, spearman=rank)
+    found: Any = spearmanr([difference for difference, _ in known], [gain for _, gain in known]) if len(known) > 2 else None
+    return Gap(samples=samples, contexts=contexts, spearman=found and float(found.statistic))
 
 
 def _context(name: str, without: Scores, under: Scores, gain: float | None) -> ContextGap:
@@ -83,7 +84,8 @@ def accuracy_under(parts: Assembled, groups: Sequence[Group], settings: Settings
     """
     found = [(g, t.views["teacher"]) for g in groups for r in g.rollouts[:samples] for t in parts.method.context(r, g) if "teacher" in t.views]
     scores: Scores = {}
-    for weights in sorted({view.weights for _, view in found}):
+    named: list[Weights] = sorted({view.weights for _, view in found})
+    for weights in named:
         asked = [(g, _ids(parts, view)) for g, view in found if view.weights == weights]
         scores |= _graded(parts, asked, _written(parts, weights, settings, [ids for _, ids in asked]))
     return scores

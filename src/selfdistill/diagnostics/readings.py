@@ -73,6 +73,7 @@ def token_readings(groups: Sequence[Group], *, policy: Policy, readers: Readers,
 
 def _averaged(group: Group, teachers: Sequence[tuple[TrainingSample, list[torch.Tensor]]]) -> TokenReading:
     total = sum(sample.distill_scale for sample, _ in teachers)
-    means = [sum(s.distill_scale / total * values[i].numpy() for s, values in teachers) for i in range(len(SIGNALS))]
     rollout = teachers[0][0].rollout
+    nothing = numpy.zeros(len(rollout.positions))
+    means = [sum((s.distill_scale / total * values[i].numpy() for s, values in teachers), nothing) for i in range(len(SIGNALS))]
     return TokenReading(rollout=rollout, group=group, position=numpy.array(rollout.positions), **dict(zip(SIGNALS, means, strict=True)))

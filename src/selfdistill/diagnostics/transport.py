@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy
 from scipy.stats import pearsonr
@@ -19,8 +19,8 @@ KINDS = ("high", "random", "low")
 class Probe:
     """A position of a rollout from which student and teacher both wrote on."""
 
-    kind: Literal["high", "random", "low"]
-    """By its loss among all positions."""
+    kind: str
+    """high, random or low, by its loss among all positions."""
     position: int
     loss: float
     """Nats."""
@@ -67,11 +67,12 @@ def transport(probed: Sequence[Probed], *, quantile: float) -> TransportResult:
     threshold = float(numpy.quantile([p.distance for p in of_kind["low"]], quantile))
     losses, distances = [p.loss for p in probes], [p.distance for p in probes]
     constant = len(set(losses)) == 1 or len(set(distances)) == 1
+    found: Any = None if constant else pearsonr(losses, distances)
     return TransportResult(
         kinds=tuple(_kind(kind, found) for kind, found in of_kind.items()),
         threshold=threshold,
         false_alarms=float(numpy.mean([p.distance <= threshold for p in of_kind["high"]])),
-        pearson=None if constant else float(pearsonr(losses, distances).statistic),
+        pearson=found and float(found.statistic),
         probes=probes,
     )
 

@@ -6,6 +6,7 @@ Two controls beside the paper's test: the same draws without a forced token, and
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 from jaxtyping import Float
@@ -140,7 +141,8 @@ def _hazard(branches: Sequence[Branch]) -> float:
         chance = numpy.clip(numpy.exp(-numpy.exp(log_rate) * remaining), 1e-9, 1 - 1e-9)
         return -float(binom.logpmf(right, drawn, chance).sum())
 
-    return float(numpy.exp(minimize_scalar(loss, bounds=(-14, 2), method="bounded").x))
+    found: Any = minimize_scalar(loss, bounds=(-14, 2), method="bounded")
+    return float(numpy.exp(found.x))
 
 
 def _counts(branches: Sequence[Branch]) -> tuple[Float[Array, " branches"], Float[Array, " branches"], Float[Array, " branches"]]:
@@ -163,13 +165,13 @@ def _horizon(branches: Sequence[Branch], hazard: float) -> tuple[float, float, f
         found.append(auroc(position[kept], numpy.array([verdicts[i] for i in kept], dtype=bool)))
     real = [value for value in found if value == value]
     if not real:
-        return (float("nan"),) * 3
+        return float("nan"), float("nan"), float("nan")
     low, high = numpy.percentile(real, [2.5, 97.5])
     return float(numpy.mean(real)), float(low), float(high)
 
 
 def table(result: Viability) -> list[tuple[str, ...]]:
-    rows = [("AUROC of", "forced", "unforced control")]
+    rows: list[tuple[str, ...]] = [("AUROC of", "forced", "unforced control")]
     for one, other in zip(result.forced.predictions, result.unforced.predictions, strict=True):
         rows.append((one.name, *(f"{p.auroc:.2f} [{p.ci95[0]:.2f}, {p.ci95[1]:.2f}]" for p in (one, other))))
     rows.append(("position, horizon null", f"{result.horizon:.2f} [{result.horizon_range[0]:.2f}, {result.horizon_range[1]:.2f}]", ""))

@@ -12,24 +12,30 @@ from selfdistill.config import Settings
 FORMAT = 1
 """Of compare.json."""
 NOTHING = ""
+WIDE = 105
+"""Characters of a terminal that has room for all columns."""
 
 
-def terminal(rows: Sequence[Row], *, k: int, reference: str) -> Table:
-    """What decides between methods; the rest stands in compare.md."""
-    table = Table(title=f"gains in points of avg@{k}, 95 % intervals over problems and seeds")
+def terminal(rows: Sequence[Row], *, k: int, reference: str, width: int) -> Table:
+    """What decides between methods, in columns that a terminal of `width` characters need not fold; the rest stands in compare.md."""
     has_reference, has_controls = _has(rows)
-    paired = ([f"minus {reference}"] if has_reference else []) + (["method minus control"] if has_controls else [])
+    paired = ([f"minus {reference}"] if has_reference else []) + (["over control"] if has_controls else [])
+    wide = width >= WIDE
+    title = f"gains in points of avg@{k}, 95 % intervals over problems and seeds"
+    table = Table(title=title, box=None, padding=(0, 1 + wide, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for column in ("seeds", "trained", "gain", *paired, f"pass@{k}", "length"):
-        table.add_column(column, justify="right", overflow="fold")
+    for column in ("seeds", *(["trained"] if wide else []), "gain", *paired, *([f"pass@{k}", "length"] if wide else [])):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         f = row.figures
         name = ("  ↳ " if row.control_of else "") + row.name
         if not row.seeds:
             table.add_row(name, "0", "failed")
             continue
-        differences = [points(row.gain), *([points(row.over_reference)] if has_reference else []), *([points(row.under_method)] if has_controls else [])]
-        table.add_row(name, _seeds(row), _share(f["avg_at_k"]), *differences, _share(f["pass_at_k"]), f"{f['mean_length']:.1f}")
+        differences = [row.gain, *([row.over_reference] if has_reference else []), *([row.under_method] if has_controls else [])]
+        cells = [points(found).replace(" ", "\n", 1) for found in differences]
+        trained, beside = ([_share(f["avg_at_k"])], [_share(f["pass_at_k"]), f"{f['mean_length']:.1f}"]) if wide else ([], [])
+        table.add_row(name, _seeds(row), *trained, *cells, *beside)
     return table
 
 

@@ -64,7 +64,7 @@ def write_table(found: Sequence[Entry], settings: Settings, *, reference: str, o
     write_whole(output / "compare.json", json.dumps(as_json(rows, settings, reference=reference), indent=2) + "\n")
     write_whole(output / "compare.md", markdown(rows, settings, reference=reference))
     gains(rows, output / "compare.png", title=f"{settings.model.path} on {settings.task.name}")
-    out.print(terminal(rows, k=settings.eval.num_samples, reference=reference))
+    out.print(terminal(rows, k=settings.eval.num_samples, reference=reference, width=out.width))
     out.print("\n".join(notes(rows)), markup=False)
     out.print(f"wrote {', '.join(str(output / f'compare.{kind}') for kind in ('json', 'md', 'png'))}")
 

@@ -76,9 +76,8 @@ class Console:
         """One completion of a step, with its question and reward."""
         group = result.groups[0]
         rollout = group.rollouts[0]
-        prompt = group.problem.prompt if isinstance(group.problem.prompt, str) else group.problem.prompt[-1]["content"]
         self.out.print(f"step {result.step}, reward {rollout.reward}, gold {escape(group.problem.answer)}", style="bold")
-        self.out.print(f"  {escape(_short(prompt))}\n  {escape(_short(rollout.text))}", style="dim")
+        self.out.print(f"  {escape(_short(group.problem.question))}\n  {escape(_short(rollout.text))}", style="dim")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Base, trained and their difference."""

@@ -62,7 +62,7 @@ class Nearest:
 
     def __call__(self, groups: Sequence[Group], bank: Bank, tools: Tools, pairs: int) -> list[tuple[Note, ...]]:
         shown = [{kind: _texts(g.problem, kind, bank) for kind in FIELDS} for g in groups]
-        questions = [_question(g.problem) for g in groups]
+        questions = [g.problem.question for g in groups]
         known = list(dict.fromkeys([*questions, *(t for kinds in shown for texts in kinds.values() for t in texts)]))
         place = {text: i for i, text in enumerate(known)}
         unit = F.normalize(self.embedder(known, tools), dim=-1)
@@ -99,10 +99,6 @@ def _texts(problem: Problem, kind: str, bank: Mapping[str, Sequence[Item]]) -> l
     """Every item of a kind in the problem's words for it."""
     text = words(problem, f"{SINGULAR[kind]}_item")
     return [text.format(**{field: item[field] for field in FIELDS[kind]}).strip() for item in bank[kind]]
-
-
-def _question(problem: Problem) -> str:
-    return problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
 
 
 def _end_to_end(ids: Sequence[Sequence[int]]) -> Packed:

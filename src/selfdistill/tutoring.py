@@ -165,8 +165,7 @@ def concepts(problem: Problem, task: Task) -> list[str]:
         return list(known(problem))
     if given := problem.columns.get("concepts"):
         return [given] if isinstance(given, str) else [str(concept) for concept in given]
-    question = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
-    words = re.findall(rf"[^\W\d_]{{{LETTERS},}}", question.lower())
+    words = re.findall(rf"[^\W\d_]{{{LETTERS},}}", problem.question.lower())
     return [word for word in dict.fromkeys(words) if word not in EMPTY]
 
 

@@ -34,6 +34,11 @@ class Problem:
     templates: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """The words around privileged text, by kind; a kind that is missing falls back to the English ones."""
 
+    @property
+    def question(self) -> str:
+        """The last user turn."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+
 
 @dataclass(kw_only=True)
 class Rollout:

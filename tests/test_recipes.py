@@ -71,9 +71,10 @@ def test_a_decoding_sets_what_is_not_given(here):
 def test_every_method_has_a_recipe_for_the_testbed():
     own = [name for name in shipped() if name.startswith("testbed/")]
     settings = {name: load_settings(name) for name in own}
-    left = {f.__name__ for f in METHODS} - {s.method.name for s in settings.values()}
-    assert left == {"rcsd_writer"}, "which learns to write rubrics, not to solve"
+    assert {f.__name__ for f in METHODS} == {s.method.name for s in settings.values()} - {"grpo_plus(opsd)", "grpo_plus(hsd)", "grpo_blend(sdpo)"}
     for name, found in settings.items():
         build_method(found.method.name, found.method.arguments, max_completion_length=112)
+        if found.peer:
+            continue  # two models on a mix of domains are a table of their own
         assert (found.steps, found.prompts_per_step, found.sampling.num_generations, found.eval.num_problems, found.eval.every) == (15, 16, 8, 250, 0), name
         assert found.checkpoint_every == 5, "an interrupted comparison goes on"

@@ -118,6 +118,8 @@ def _steps(
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[StepResult, ...]]:
     """A result a model and step, the alignment of each proved before."""
+    if "peer" in settings:
+        raise ValueError("train() teaches one model, so peer has no meaning there; call selfdistill.train_pair(model=..., peer=...)")
     data = dict(settings)
     data |= {"method": method} if isinstance(method, str) else {}
     data |= {"task": dataset} if isinstance(dataset, str) else {}

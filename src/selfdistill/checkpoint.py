@@ -41,13 +41,24 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if p.suffix != ".partial" and (p / "trainer_state.pt").exists())
 
 
+def shared(*runs: Path) -> list[str]:
+    """The names of the checkpoints that all of these runs have, oldest first."""
+    return sorted(set.intersection(*({path.name for path in checkpoints(run)} for run in runs)))
+
+
 def latest(*runs: Path) -> Path:
     """The newest checkpoint of the first run that all of them have. Raises ValueError where a run has nothing to resume from."""
-    shared = set.intersection(*({path.name for path in checkpoints(run)} for run in runs))
-    if not shared:
+    if not (names := shared(*runs)):
         named = " and ".join(map(str, runs))
         raise ValueError(f"{named} has no complete checkpoint to resume from; remove it or choose another --output_dir (checkpoint_every sets how often)")
-    return runs[0] / "checkpoints" / max(shared)
+    return runs[0] / "checkpoints" / names[-1]
+
+
+def drop_after(folder: Path) -> None:
+    """Removes the checkpoints that a run wrote after this one: it is resumed here, and goes another way."""
+    for later in checkpoints(folder.parent.parent):
+        if later.name > folder.name:
+            shutil.rmtree(later)
 
 
 def restore(trainer: Trainer, folder: Path) -> None:

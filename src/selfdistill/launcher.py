@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfdistill import checkpoint
+from selfdistill.api import members
 from selfdistill.config import Settings, read_settings, save_settings
 
 RUN_BYTES = 2 << 30
@@ -47,6 +48,8 @@ class Job:
     def check(self) -> None:
         """Raises ValueError where the folder holds another run."""
         if not (own := self.folder / "settings.json").exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise ValueError(f"{self.folder} holds files that are no run's; choose another --output, or remove it")
             return
         there, wanted = (s.model_dump(exclude={**dict.fromkeys(FREE, True), "eval": {"cache"}}) for s in (read_settings(own), self.settings))
         if changed := [key for key in wanted if there[key] != wanted[key]]:
@@ -54,7 +57,7 @@ class Job:
 
     def start(self, environment: Mapping[str, str]) -> subprocess.Popen[str]:
         """The process that trains it, from its last checkpoint where it has one."""
-        resume = bool(checkpoint.checkpoints(self.folder))
+        resume = bool(checkpoint.shared(*(Path(own.output_dir) for own in members(self.settings))))
         if not resume:
             # what a run leaves before its first checkpoint cannot be continued
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -105,12 +108,11 @@ def launch(jobs: Sequence[Job], *, at_once: int | None, say: Callable[[str], Non
 
 
 def places(jobs: Sequence[Job], at_once: int | None) -> list[Mapping[str, str]]:
-    """One environment for each run at a time: an accelerator each where there are some, else one thread on one core."""
+    """One environment for each run at a time: accelerators in turns where there are some, else one thread on one core."""
     if not jobs:
         return []
-    if jobs[0].settings.model.device in ("auto", "cuda") and (devices := _accelerators()):
-        own: list[Mapping[str, str]] = [{"CUDA_VISIBLE_DEVICES": device} for device in devices]
-        return own[:at_once]
+    if jobs[0].settings.model.device.startswith(("auto", "cuda")) and (devices := _accelerators()):
+        return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(at_once or len(devices))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [SINGLE] * (at_once or max(min(cores, _free_bytes() // RUN_BYTES), 1))
 

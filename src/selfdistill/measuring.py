@@ -11,13 +11,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 
+from selfdistill import __version__
 from selfdistill.api import make_eval_sampler
 from selfdistill.atomic import write_whole
 from selfdistill.checkpoint import random_state, restore_random_state, seed_all
@@ -26,13 +27,13 @@ from selfdistill.contexts import student_messages
 from selfdistill.conversations import Conversation, Full
 from selfdistill.evaluate import Evaluation, graded_samples, require_graded
 from selfdistill.models import Policy
-from selfdistill.sampling.transformers import TransformersSampler
+from selfdistill.sampling.transformers import TransformersSampler, stop_ids
 from selfdistill.tasks import Task
 from selfdistill.tasks.grading import RewardFunction
 from selfdistill.teachers import weights_hash
 from selfdistill.types import Problem
 
-FORMAT = 1
+FORMAT = 2
 """Of what makes two evaluations the same; another number is measured anew."""
 DECODING = ("num_samples", "conversation", "temperature", "top_p", "batch_size")
 Progress = Callable[[int, int], None]
@@ -61,11 +62,14 @@ class Measurement:
         sampler, settings = self._sampler, self.settings
         return {
             "format": FORMAT,
+            "version": __version__,
             "weights": weights_hash(self.policy),
-            "dtype": str(self.policy.dtype),
+            "model": {"dtype": str(self.policy.dtype), "config": _hash(self.policy.base.config.to_json_string()), "attention": settings.model.attention},
+            "tokenizer": _hash(json.dumps([sorted(self.policy.tokenizer.get_vocab().items()), self.policy.tokenizer.chat_template], default=str)),
+            "stop": stop_ids(self.policy),
             "problems": _hash(json.dumps(prompts, sort_keys=True, default=str)),
-            "task": {**settings.task.model_dump(), "code": _code(type(self.task))},
-            "reward": settings.reward and {"name": settings.reward, "code": _code(self.reward)},
+            "task": {**settings.task.model_dump(), "code": _code(type(self.task)), "grading": _own_graders()},
+            "reward": self.reward and {"name": getattr(self.reward, "__qualname__", type(self.reward).__qualname__), "code": _code(self.reward)},
             "decoding": {name: getattr(settings.eval, name) for name in DECODING}
             | {"max_completion_length": sampler.max_completion_length, "thinking": sampler.thinking},
             "seed": settings.seed,
@@ -178,6 +182,13 @@ def _code(thing: Any) -> str | None:
     except TypeError:
         return None
     return _hash(Path(source).read_text()) if source and Path(source).exists() else None
+
+
+@cache
+def _own_graders() -> str:
+    """A hash of all that tells and grades problems here: a corrected verifier measures anew."""
+    package = Path(__file__).parent
+    return _hash("".join(path.read_text() for path in (*sorted((package / "tasks").rglob("*.py")), package / "conversations.py")))
 
 
 def _hash(text: str) -> str:

@@ -86,7 +86,7 @@ def _seeds(runs: Sequence[tuple[Path, Settings]], *, taken: Sequence[str] = ()) 
 
 def _label(seed: int, folder: Path) -> str:
     """A folder's name without its seed: runs/opsd_0 and runs/opsd/0 are both opsd."""
-    name = re.sub(rf"[-_.]?(seed)?[-_.]?{seed}$", "", folder.name)
+    name = re.sub(rf"(^|[-_.])(seed[-_.]?)?{seed}$", "", folder.name)
     return name or folder.absolute().parent.name
 
 

@@ -49,7 +49,7 @@ def _decodings() -> dict[str, Any]:
 
 
 def _read(recipe: str, on_the_way: Sequence[Path]) -> dict[str, Any]:
-    path = _find(recipe)
+    path = _find(recipe).resolve()
     if path in on_the_way:
         raise ValueError(f"recipe {recipe!r} extends itself, by way of {', '.join(p.name for p in on_the_way)}; let one of them go")
     data = expanded(_parsed(path, recipe))
@@ -73,7 +73,7 @@ def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(key: str, value: Any) -> Any:
     """The table that a name alone stands for."""
-    short = {"method": "name", "task": "name", "model": "path"}
+    short = {"method": "name", "task": "name", "model": "path", "peer": "path"}
     return {short[key]: value} if key in short and isinstance(value, str) else value
 
 

@@ -90,13 +90,14 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
     with explain_out_of_memory(settings):
         if not resume:
             _preflight(learners, held_out, console)
-            for run in runs:
-                run.folder.mkdir(parents=True, exist_ok=True)
-                save_settings(run.settings, run.folder / "settings.json")
+        for run in runs:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            save_settings(run.settings, run.folder / "settings.json")
         bases = [_measure(learner, held_out, 0, console, "base") for learner in learners if held_out]
         for learner in learners:
             if learner.run.resumed:
                 checkpoint.restore(learner.parts.trainer, learner.run.resumed)
+                checkpoint.drop_after(learner.run.resumed)
         _train(learners, held_out, console)
         trained = [_measure(learner, held_out, learner.parts.trainer.steps_done, console, "trained") for learner in learners if settings.eval.at_end]
     _close(runs, bases if trained else [], trained, console)

@@ -23,9 +23,9 @@ out = Console(highlight=False, soft_wrap=True)
 def finished(folder: Path) -> Trained:
     """A run's first and last evaluation and what it took. Raises ValueError where it has not come to its end."""
     run = open_run(folder)
-    last = run.settings.steps
-    if run.metrics[-1]["step"] < last or not {0, last} <= run.evaluations.keys():
-        at = f"is at step {run.metrics[-1]['step']:.0f} of {last} with evaluations of steps {sorted(run.evaluations) or 'none'}"
+    last = int(run.metrics[-1]["step"])
+    if last < run.settings.steps or not {0, last} <= run.evaluations.keys():
+        at = f"is at step {last} of {run.settings.steps} with evaluations of steps {sorted(run.evaluations) or 'none'}"
         raise ValueError(f"{folder} {at}; a comparison needs the base's and the last step's: finish it with selfdistill train --resume, or leave it out")
     return Trained(
         base=run.evaluations[0],
@@ -85,6 +85,8 @@ def compare_methods(
     null_recipes, null_folders = ([n for n in nulls if _is_run(n) is run] for run in (False, True))
     if overrides and not (recipes or null_recipes):
         raise ValueError(f"--{next(iter(overrides))} is a setting of runs to be trained, and all that is given is trained already; leave it out")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs {jobs} trains nothing; give at least 1, or leave it out for as many as the machine has room for")
     by_hand = plan(null_recipes, seeds=seeds, output=output, overrides=overrides)
     planned = plan(recipes, seeds=seeds, output=output, overrides=overrides)
     planned += [control for job in planned if controls and (control := null_control(job, by_hand))]
@@ -105,7 +107,10 @@ def plan(recipes: Sequence[str], *, seeds: int, output: Path, overrides: Mapping
     """Every recipe with seeds 0 to seeds - 1, each into output/recipe/seed."""
     if seeds < 1:
         raise ValueError(f"--seeds {seeds} leaves nothing to train; give at least 1")
-    found = []
+    for key, knob in (("seed", "--seeds N trains seeds 0 to N - 1"), ("output_dir", "--output FOLDER holds all runs")):
+        if key in overrides:
+            raise ValueError(f"--{key} {overrides[key]} would be the same for every run; {knob}")
+    found: list[Job] = []
     for recipe in recipes:
         for seed in range(seeds):
             folder = output / Path(recipe).with_suffix("").name / str(seed)
@@ -113,6 +118,8 @@ def plan(recipes: Sequence[str], *, seeds: int, output: Path, overrides: Mapping
             settings = load_settings(recipe, own)
             if not settings.eval.at_end:
                 raise ValueError(f"recipe {recipe!r} has eval.at_end = false, so nothing is measured that could be compared; give --eval.at_end true")
+            if folder in (job.folder for job in found):
+                raise ValueError(f"two recipes would both be trained into {folder.parent}; rename one of the files")
             found.append(Job(folder=folder, settings=settings))
     return found
 

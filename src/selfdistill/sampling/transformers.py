@@ -139,7 +139,7 @@ class TransformersSampler:
     def _generate(self, prompts: Sequence[list[int]]) -> list[tuple[list[int], list[float], bool]]:
         """(completion ids, their log-probs, truncated) a prompt, from one batch."""
         policy = self.policy
-        stops = _stop_ids(policy)
+        stops = stop_ids(policy)
         pad = special_id(policy.tokenizer, "pad")
         pad = stops[0] if pad is None else pad
         width = max(map(len, prompts))
@@ -206,7 +206,7 @@ def _own_settings_only(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = kept
 
 
-def _stop_ids(policy: Policy) -> list[int]:
+def stop_ids(policy: Policy) -> list[int]:
     """The tokenizer's end of sequence, those of the model's generation settings, and what closes a turn of the chat."""
     configured = policy.base.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]

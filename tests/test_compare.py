@@ -159,3 +159,10 @@ def test_a_null_given_by_hand_is_of_its_methods_name():
 def test_runs_that_cannot_stand_in_one_table_are_refused(given, said):
     with pytest.raises(ValueError, match=said):
         group(given)
+
+
+def test_a_label_is_a_folders_name_without_its_seed():
+    from selfdistill.pairing import _label
+
+    names = {"runs/opsd_0": "opsd", "runs/opsd/0": "opsd", "runs/opsd-seed0": "opsd", "runs/opsd_10": "opsd_10", "runs/opsd_lr20": "opsd_lr20"}
+    assert {name: _label(0, Path(name)) for name in names} == names

@@ -112,6 +112,10 @@ def test_what_cannot_be_compared_is_one_sentence(compared, here, capsys, tmp_pat
     assert "--steps is a setting of runs to be trained" in refused(capsys, ["compare", "out/own/0", "--steps", "3"])
     assert "out/own/0 holds a run with other settings (steps)" in refused(capsys, ["compare", "own.toml", "--output", "out", "--steps", "3"])
     assert "eval.at_end = false" in refused(capsys, ["compare", "own.toml", "--output", "x", "--eval.at_end", "false"])
+    assert "--jobs -1 trains nothing" in refused(capsys, ["compare", "own.toml", "--jobs", "-1"])
+    assert "--seed 4 would be the same for every run" in refused(capsys, ["compare", "own.toml", "--seed", "4"])
+    (tmp_path / "own.toml").write_text(SHORT.replace("recipe.toml", str(here / "recipe.toml")))
+    assert "would both be trained into x/own" in refused(capsys, ["compare", "own.toml", str(tmp_path / "own.toml"), "--output", "x"])
     half = tmp_path / "half"
     shutil.copytree(here / "out" / "own" / "0", half)
     (half / "evaluations" / "step_000002.json").unlink()
@@ -148,6 +152,18 @@ def test_ctrl_c_ends_the_runs_and_the_same_command_goes_on(compared, here, capsy
     assert "--resume" not in capsys.readouterr().out and log.read_text().count("opsd on data.jsonl") == 2
     steps = [json.loads(line)["step"] for line in (here / "cut" / "own" / "0" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [*range(1, 61)], "no step twice, none left out"
+
+
+def test_a_run_that_went_on_is_compared_at_its_own_last_step(compared, here, capsys):
+    shutil.copytree(here / "out" / "own" / "0", here / "longer")
+    main(["train", "longer/settings.json", "--output_dir", "longer", "--resume", "--steps", "3"])
+    main(["compare", "longer", "--output", "table"])
+    (row,) = json.loads((here / "table" / "compare.json").read_text())["rows"]
+    assert row["figures"]["avg_at_k"] == pytest.approx(last(here / "longer", 3).avg_at_k)
+    assert json.loads((here / "longer" / "settings.json").read_text())["steps"] == 3
+    assert "has done 3 steps, --steps 2 is below that" in refused(
+        capsys, ["train", "longer/settings.json", "--output_dir", "longer", "--resume", "--steps", "2"]
+    )
 
 
 def test_places_follow_the_machine(here):

@@ -265,3 +265,9 @@ def test_a_misspelt_method_or_argument_names_the_nearest():
 def test_a_run_without_settings_is_named(tmp_path):
     with pytest.raises(ValueError, match="is not a run folder"):
         read_settings(tmp_path / "settings.json")
+
+
+@pytest.mark.parametrize("key", ["steps", "seed", "optimizer.lr", "sampling.num_generations"])
+def test_a_number_without_a_value_is_not_one(key):
+    with pytest.raises(ValueError, match="needs a number"):
+        make_settings({}, {key: True})

@@ -143,3 +143,18 @@ def test_nothing_that_can_be_graded_is_refused_and_not_kept(tmp_path):
     with pytest.raises(ValueError, match="none of the 14 samples could be graded"):
         own.measure()
     assert own.kept() is None
+
+
+def test_another_rope_other_stops_and_another_template_are_other_models(own):
+    """What a checkpoint's config and tokenizer say changes what is sampled as much as its weights do."""
+    key = own.key
+    for change in (
+        lambda p: setattr(p.base.config, "rms_norm_eps", 0.5),
+        lambda p: setattr(p.base.generation_config, "eos_token_id", 3),
+        lambda p: setattr(p.tokenizer, "chat_template", p.tokenizer.chat_template + " "),
+    ):
+        policy = tiny_policy(seed=0)
+        change(policy)
+        assert replace(own, policy=policy).key != key
+    assert replace(own, policy=tiny_policy(seed=0)).key == key
+    assert replace(own, reward=lambda prompts, completions: [0.0] * len(completions)).key != key

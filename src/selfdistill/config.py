@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from selfdistill.atomic import write_whole
@@ -23,6 +23,14 @@ class Section(Table):
     """A table whose keys are all known."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: Any) -> Any:
+        """A key without a value is true, which must not count as 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in (int, float, int | None, float | None):
+            raise ValueError("needs a number")
+        return value
 
 
 class LoraSettings(Section):
@@ -275,7 +283,7 @@ def _suggestion(where: str, model: type[BaseModel]) -> str:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
     if close := nearest(where, known):
         return close
-    here = [key for key in known if key.rpartition(".")[0] == section]
+    here = [key for key in known if key.rpartition(".")[0] == ("model" if section == "peer" else section)]
     return f"; known here: {', '.join(sorted(here))}"
 
 

@@ -80,9 +80,9 @@ def gains(rows: Sequence[Row], picture: Path, *, title: str) -> Path:
         axis.errorbar(100 * row.gain.mean, place, xerr=[[100 * (row.gain.mean - low)], [100 * (high - row.gain.mean)]], fmt="o", color=color, capsize=3)
         axis.scatter([100 * gain for gain in row.gains.values()], [place] * len(row.gains), s=9, color="black", alpha=0.5, zorder=3)
     axis.set_yticks(range(len(ordered)), [("↳ " if row.control_of else "") + row.name for row in ordered])
-    axis.invert_yaxis()
+    axis.set_ylim(len(ordered) - 0.4, -0.6)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(xlabel="points of avg@k over the base; 95 % intervals, a dot a seed", title=title)
+    axis.set(xlabel="points of avg@k over the base; 95 % intervals, a dot a seed; controls in grey", title=title)
     axis.grid(axis="x", alpha=0.3)
     return _saved(figure, picture)
 

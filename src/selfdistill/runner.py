@@ -138,6 +138,9 @@ def _same_run(run: Run) -> Run:
     changed = [k for k, v in run.settings.model_dump().items() if k not in free and v != own.model_dump()[k]]
     if changed:
         raise ValueError(f"--resume continues {run.folder} with its own settings, but {', '.join(changed)} differ; leave them out or start a new --output_dir")
+    done = int(run.resumed.name.removeprefix("step_")) if run.resumed else 0
+    if run.settings.steps < done:
+        raise ValueError(f"{run.folder} has done {done} steps, --steps {run.settings.steps} is below that; give at least {done}, or start a new --output_dir")
     return run
 
 

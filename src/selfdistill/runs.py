@@ -34,7 +34,7 @@ class SavedRun:
     def evaluations(self) -> dict[int, Evaluation]:
         """By step; 0 is the base."""
         paths = sorted((self.folder / "evaluations").glob("step_*.json"))
-        return {_step(path): Evaluation.from_json(_parsed(path.read_text(), path)) for path in paths}
+        return {_step(path): _evaluation(path) for path in paths}
 
     @property
     def steps(self) -> list[int]:
@@ -98,6 +98,13 @@ def require_own_tokens(groups: Sequence[Group], policy: "Policy") -> None:
 
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
+
+
+def _evaluation(path: Path) -> Evaluation:
+    try:
+        return Evaluation.from_json(_parsed(path.read_text(), path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _parsed(text: str, path: Path) -> Any:

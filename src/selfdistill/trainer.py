@@ -103,13 +103,14 @@ class Trainer:
             batches = [b.to(self.policy.device) for b in pack(samples, self.settings.tokens_per_batch)]
         if not batches:
             log.warning("step %d: no rollout has anything to learn from (no teacher and no advantage); weights stay as they are", self.steps_done + 1)
+        lr = float(self.schedule.get_last_lr()[0])
         updates = self._updates(batches, clock) if batches else {}
         self.steps_done += 1
         with clock("step"):
             self.sampler.sync(self.policy, self.steps_done)
         applied = {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
         metrics: dict[str, float] = rollout_metrics(groups, samples) | token_metrics(updates) | applied | self.tools.metrics
-        metrics |= {"lr": float(self.schedule.get_last_lr()[0]), "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
+        metrics |= {"lr": lr, "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
         return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
 
     def _tools(self, task: Task) -> Tools:

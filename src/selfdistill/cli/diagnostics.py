@@ -34,6 +34,9 @@ class _Diagnostic(_Command):
         from selfdistill.checkpoint import seed_all
         from selfdistill.diagnostics.bench import open_bench
 
+        for name in ("problems", "samples", "rollouts", "window"):
+            if (given := getattr(self, name, 1)) < 1:
+                raise ValueError(f"--{name} {given} leaves nothing to read; give at least 1")
         found = open_bench(self.folder, steps=self.steps, checkpoint=self.checkpoint, model=self.model)
         seed_all(found.settings.seed)
         return found

@@ -95,8 +95,9 @@ def run(name: str, model: str) -> dict[str, Any]:
             code = int(left.code or 0)
         except Exception as error:  # a fault of ours, which the command line does not put into a sentence
             code, _ = 1, said.write(f"{type(error).__name__}: {error}")
-    task = recipe["task"]
-    figures: dict[str, Any] = {"seconds": time.perf_counter() - start, "exit": code, "command": words, "dataset": task["name"], "model": model}
+    task, beside = recipe["task"], f"{OUT.parents[1]}/"
+    written = [word.replace(beside, "") for word in words]
+    figures: dict[str, Any] = {"seconds": time.perf_counter() - start, "exit": code, "command": written, "dataset": task["name"], "model": model}
     if code:
         return figures | {"said": said.getvalue().strip().splitlines()[-3:]}
     (metrics,) = (json.loads(line) for line in (RUNS / name / "metrics.jsonl").read_text().splitlines())

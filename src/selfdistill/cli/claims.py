@@ -136,7 +136,7 @@ def _figures(side: "Sequence[tuple[Any, str]]") -> str:
 
 def _figure(figure: Any) -> str:
     """+16.4 [+13.8, +19.1], 3 seeds x 250 problems."""
-    scale, form = (100, "+.1f") if figure.points else (1, "+.3f")
+    scale, form = (100, "+.1f") if figure.points else (1, ".3f")
     interval = "" if figure.ci95 is None else f" [{', '.join(format(scale * end, form) for end in figure.ci95)}]"
     counts = f"{figure.seeds} seed{'s' if figure.seeds > 1 else ''}" + (f" x {figure.problems} problems" if figure.problems else "")
     tokens = f"; rollout tokens {figure.tokens_apart:+.1%}" if abs(figure.tokens_apart) >= 0.001 else ""

@@ -141,7 +141,7 @@ def test_blame_lies_where_it_was_put():
     from selfdistill.tasks.arithmetic.checker import Verdict
     from selfdistill.types import Group, Problem
 
-    words = {1: "a ", 2: "b ;", 3: " c", 4: " d ;", 5: " e"}
+    words = {1: "a ", 2: "b", 3: " ; c", 4: " d", 5: " ; e"}
     ids = [1, 2, 3, 4, 5]
     wrong, right = rollout(ids, 0.0), rollout(ids, 1.0, index=1)
     wrong.text = right.text = "a b ; c d ; e"

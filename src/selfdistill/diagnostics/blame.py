@@ -73,7 +73,7 @@ def _places(reading: TokenReading, verdicts: Sequence[Verdict], decode: Callable
         return numpy.zeros(len(reading.position), dtype=int)
     text, ends, at = reading.rollout.text, [], 0
     for verdict in verdicts:
-        # a step ends where its words do; a blank one, such as a missing answer, where the step before it ends
+        # a step ends where its words do, so what separates steps belongs to the one behind; a blank one ends where the one before it does
         at = max(at, text.find(verdict.text, at) + len(verdict.text))
         ends.append(at)
     pieces = [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]

@@ -9,7 +9,7 @@ import numpy
 from jaxtyping import Float
 from scipy.stats import bootstrap
 
-from selfdistill.evaluate import RESAMPLED_VALUES, RESAMPLES, Comparison, Evaluation, compare, interval
+from selfdistill.evaluate import RESAMPLED_VALUES, RESAMPLES, Comparison, Evaluation, compare, interval, require_pairs
 
 TOKENS_APART = 0.05
 """Rows whose rollout tokens are further than this from the table's median are named."""
@@ -121,25 +121,25 @@ def _row(entry: Entry, reference: Entry | None, controlled: Entry | None) -> Row
         seeds=tuple(entry.seeds),
         failed=entry.failed or {},
         figures=_figures(entry, beside),
-        gain=_difference([(run.base, run.trained) for run in entry.seeds.values()]),
+        gain=difference([(run.base, run.trained) for run in entry.seeds.values()]),
         gains={seed: found.difference for seed, found in beside.items()},
-        over_reference=_paired(reference, entry) if reference and reference is not entry and controlled is None else None,
-        under_method=_paired(entry, controlled) if controlled else None,
+        over_reference=paired(reference, entry) if reference and reference is not entry and controlled is None else None,
+        under_method=paired(entry, controlled) if controlled else None,
         versus_base=beside,
     )
 
 
-def _paired(one: Entry, other: Entry) -> Difference | None:
+def paired(one: Entry, other: Entry) -> Difference | None:
     """The other's trained models minus the one's, over the seeds that both have."""
-    return _difference([(one.seeds[seed].trained, other.seeds[seed].trained) for seed in one.seeds if seed in other.seeds])
+    return difference([(one.seeds[seed].trained, other.seeds[seed].trained) for seed in one.seeds if seed in other.seeds])
 
 
-def _difference(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Difference | None:
+def difference(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Difference | None:
     """Of the second ones over the first ones; None where there are none."""
     if not pairs:
         return None
     for one, other in pairs:
-        compare(one, other)
+        require_pairs(one, other)
     if len({evaluation.problem_ids for pair in pairs for evaluation in pair}) > 1:
         raise ValueError("the seeds were measured on different problems, which cannot be paired; use the same task and task.seed for all")
     rows = numpy.stack([_by_problem(other) - _by_problem(one) for one, other in pairs])

@@ -210,13 +210,18 @@ def _scored(groups: Sequence[Group]) -> Evaluation:
     )
 
 
-def compare(base: Evaluation, trained: Evaluation) -> Comparison:
+def require_pairs(base: Evaluation, trained: Evaluation) -> None:
     """Raises ValueError where the two were not measured on the same problems with as many samples each."""
     counts = [f"{len(e.scores)} problems x {len(e.scores[0])} samples" for e in (base, trained)]
     if counts[0] != counts[1]:
         raise ValueError(f"base and trained model were measured on {counts[0]} and {counts[1]}; use the same eval.num_problems and eval.num_samples")
     if base.problem_ids != trained.problem_ids:
         raise ValueError(f"base and trained model were measured on different {len(base.scores)} problems, which cannot be paired; use the same task and seed")
+
+
+def compare(base: Evaluation, trained: Evaluation) -> Comparison:
+    """Raises ValueError where the two were not measured on the same problems with as many samples each."""
+    require_pairs(base, trained)
     differences = [float(numpy.mean(t) - numpy.mean(b)) for b, t in zip(base.scores, trained.scores, strict=True)]
     solved = [(any(b), any(t)) for b, t in zip(base.scores, trained.scores, strict=True)]
     voted = list(zip(base.majority, trained.majority, strict=True))

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from selfdistill.cli import blame as b
+from selfdistill.cli import claims as k
 from selfdistill.cli import commands as c
 from selfdistill.cli import diagnostics as d
 from selfdistill.cli import report as r
@@ -18,6 +20,7 @@ Command = (
     Annotated[c.Train, tyro.conf.subcommand("train")]
     | Annotated[c.Eval, tyro.conf.subcommand("eval")]
     | Annotated[c.Compare, tyro.conf.subcommand("compare")]
+    | Annotated[k.Claims, tyro.conf.subcommand("claims")]
     | Annotated[c.Methods, tyro.conf.subcommand("methods")]
     | Annotated[c.Describe, tyro.conf.subcommand("describe")]
     | Annotated[c.Preview, tyro.conf.subcommand("preview")]
@@ -26,6 +29,7 @@ Command = (
     | Annotated[c.Pretrain, tyro.conf.subcommand("pretrain")]
     | Annotated[r.Report, tyro.conf.subcommand("report")]
     | Annotated[d.Credit, tyro.conf.subcommand("credit")]
+    | Annotated[b.Blame, tyro.conf.subcommand("blame")]
     | Annotated[d.Gap, tyro.conf.subcommand("gap")]
     | Annotated[d.Markers, tyro.conf.subcommand("markers")]
     | Annotated[d.Leakage, tyro.conf.subcommand("leakage")]

@@ -232,5 +232,4 @@ def _found(result: Any, path: str) -> tuple[float | None, tuple[float, float] | 
         else:
             result = result.get(key, {})
     value, interval = result.get(leaf), result.get(f"{leaf}_ci95", result.get("ci95"))
-    known = interval is not None and None not in interval
-    return value, (float(interval[0]), float(interval[1])) if known else None
+    return value, (float(interval[0]), float(interval[1])) if interval is not None and None not in interval else None

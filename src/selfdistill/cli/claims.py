@@ -108,7 +108,7 @@ def _summary(found: "Sequence[Judged]") -> str:
     from selfdistill.claims import VERDICTS
 
     names = (*VERDICTS, "not measured")
-    rows = [("", *names)]
+    rows: list[tuple[str, ...]] = [("", *names)]
     for name, real in (("testbed", False), ("real model", True)):
         counts = Counter(_verdict(_of(judged, real=real)) for judged in found)
         rows.append((name, *(str(counts[v]) for v in names)))

@@ -46,6 +46,8 @@ class Train(_Command):
         run = Path(load_settings(self.recipe, overrides).output_dir)
         if any((run / "checkpoints").glob("step_*/trainer_state.pt")):
             return f"; {run} is whole up to its last checkpoint, continue with the same command and --resume"
+        if not run.exists():
+            return "; nothing was written yet"
         return f"; {run} has no checkpoint yet (checkpoint_every sets how often), remove it or choose another --output_dir to start anew"
 
 

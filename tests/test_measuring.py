@@ -158,3 +158,13 @@ def test_another_rope_other_stops_and_another_template_are_other_models(own):
         assert replace(own, policy=policy).key != key
     assert replace(own, policy=tiny_policy(seed=0)).key == key
     assert replace(own, reward=lambda prompts, completions: [0.0] * len(completions)).key != key
+
+
+def test_many_who_ask_at_once_wait_for_the_first(tmp_path, monkeypatch):
+    """The one who measures removes its parts at the end, under the feet of nobody."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    seen, asking = counting(monkeypatch), [measurement(tmp_path) for _ in range(12)]
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda one: one.measure()["scores"], asking))
+    assert all(scores == found[0] for scores in found) and len(seen) == 3

@@ -109,9 +109,11 @@ class Measurement:
         if (found := self.kept()) is not None:
             return found
         parts = self.cache / f"{self.key}.parts"
-        parts.mkdir(parents=True, exist_ok=True)
-        with FileLock(parts / "lock"):
+        self.cache.mkdir(parents=True, exist_ok=True)
+        # beside the parts, not among them: who waits for it holds a file that outlives them
+        with FileLock(self.cache / f"{self.key}.lock"):
             if (found := self.kept()) is None:
+                parts.mkdir(exist_ok=True)
                 found = self._record(parts, on_progress)
                 write_whole(self.cache / f"{self.key}.json", json.dumps(found) + "\n")
             shutil.rmtree(parts, ignore_errors=True)

@@ -74,7 +74,9 @@ class Row:
 
 def plain_rows(tokens: int) -> list[Row]:
     """Every method that stands alone and every wrapper around one, by the names that recipes give them."""
-    named = [f.__name__ for f in METHODS if f.__name__ not in WRITTEN] + [f"{w.__name__}({NAMED.get(w.__name__, OVER)})" for w in WRAPPERS]
+    # two models that learn in lockstep are benchmarks/pair.py's
+    alone = [f.__name__ for f in METHODS if f.__name__ not in (*WRITTEN, "opcod")]
+    named = alone + [f"{w.__name__}({NAMED.get(w.__name__, OVER)})" for w in WRAPPERS]
     given: dict[str, dict[str, Any]] = {name: {"teacher": f"External({str(teacher_folder())!r})"} for name in EXTERNAL}
     given["sgsd"] = {"bank": str(bank_file())}
     # a share of the step's positions that is at least one probe each way, and short windows

@@ -41,6 +41,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if p.suffix != ".partial" and (p / "trainer_state.pt").exists())
 
 
+def step_of(folder: Path) -> int:
+    """Steps behind a checkpoint, by its name."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def shared(*runs: Path) -> list[str]:
     """The names of the checkpoints that all of these runs have, oldest first."""
     return sorted(set.intersection(*({path.name for path in checkpoints(run)} for run in runs)))

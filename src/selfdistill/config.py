@@ -33,6 +33,10 @@ class Section(Table):
         return value
 
 
+INCIDENTAL = ("output_dir", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints")
+"""Settings of what a run prints and keeps, on which nothing that it learns depends."""
+
+
 class LoraSettings(Section):
     """peft's LoRA on the student."""
 

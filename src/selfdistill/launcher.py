@@ -14,15 +14,13 @@ from pathlib import Path
 
 from selfdistill import checkpoint
 from selfdistill.api import members
-from selfdistill.config import Settings, read_settings, save_settings
+from selfdistill.config import INCIDENTAL, Settings, read_settings, save_settings
 
 RUN_BYTES = 2 << 30
 """What a run of the testbed holds at its peak (1.8 GiB), rounded up; bigger models on a CPU need a lower number of jobs."""
 POLL_S = 0.1
 GRACE_S = 20.0
 """A run that is asked to stop is killed after this long."""
-FREE = {"output_dir", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints"}
-"""Settings in which a finished run may differ from the one that is asked for."""
 SINGLE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -51,7 +49,7 @@ class Job:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise ValueError(f"{self.folder} holds files that are no run's; choose another --output, or remove it")
             return
-        there, wanted = (s.model_dump(exclude={**dict.fromkeys(FREE, True), "eval": {"cache"}}) for s in (read_settings(own), self.settings))
+        there, wanted = (s.model_dump(exclude={**dict.fromkeys(INCIDENTAL, True), "eval": {"cache"}}) for s in (read_settings(own), self.settings))
         if changed := [key for key in wanted if there[key] != wanted[key]]:
             raise ValueError(f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --output, or remove it")
 

@@ -7,12 +7,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from selfdistill.config import MethodSettings, Settings
+from selfdistill.config import INCIDENTAL, MethodSettings, Settings
 from selfdistill.methods import CONTROLS, shuffled_context, shuffled_peers
 
 ARGUMENTS = {f.__name__: tuple(signature(f).parameters)[1:] for f in (shuffled_context, shuffled_peers, *CONTROLS)}
 """What each control takes beside the method."""
-FREE = ("seed", "output_dir", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints", "eval")
+FREE = ("seed", *INCIDENTAL, "eval")
 """Settings in which seeds of one method may differ; those of `eval` are compared apart."""
 MEASURED = ("num_problems", "num_samples", "conversation", "temperature", "top_p", "max_completion_length", "thinking")
 """Settings of `eval` that all runs of a table share."""

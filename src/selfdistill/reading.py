@@ -46,23 +46,36 @@ def read(policy: Policy, readers: Readers, method: Method, batch: Batch, *, chun
     return policy(scored, batch.student)
 
 
+Taught = tuple[TrainingSample, list[torch.Tensor]]
+"""A rollout under one of its teachers, and a tensor [trained] for each signal that was asked for."""
+
+
+def read_taught(groups: Sequence[Group], names: Sequence[str], *, policy: Policy, readers: Readers, method: Method, budget: int) -> dict[int, list[Taught]]:
+    """The named TokenSignals of every taught rollout under each of its teachers, without gradient, on the CPU; by the rollout's id, longest first."""
+    samples = [s for s in training_samples(groups, method, encode=policy.chat.encode) if s.views]
+    with evaluating(policy):
+        read_batches = (read(policy, readers, method, batch.to(policy.device)) for batch in pack(samples, budget))
+        found = [[getattr(signals, name).cpu() for name in names] for signals in read_batches]
+    ordered = packed_order(samples)
+    sizes = [len(s.rollout.positions) for s in ordered]
+    columns = [torch.cat(parts).split(sizes) for parts in zip(*found, strict=True)]
+    by_rollout: dict[int, list[Taught]] = {}
+    for sample, *values in zip(ordered, *columns, strict=True):
+        by_rollout.setdefault(id(sample.rollout), []).append((sample, values))
+    return by_rollout
+
+
 def score_groups(groups: Sequence[Group], *, policy: Policy, readers: Readers, method: Method, budget: int) -> list[Scored]:
     """The divergence that the step's loss would see on every taught rollout, longest first: what a feedback stage may choose tokens by."""
     alone = replace(method, distill_coef=1.0, label_coef=0.0, reference_coef=0.0)
-    samples = [s for s in training_samples(groups, alone, encode=policy.chat.encode) if s.views]
-    with evaluating(policy):
-        found = [read(policy, readers, alone, batch.to(policy.device)).divergence.cpu() for batch in pack(samples, budget)]
-    ordered = packed_order(samples)
-    by_rollout: dict[int, list[tuple[TrainingSample, torch.Tensor]]] = {}
-    for sample, values in zip(ordered, torch.cat(found).split([len(s.rollout.positions) for s in ordered]) if found else (), strict=True):
-        by_rollout.setdefault(id(sample.rollout), []).append((sample, values))
-    return [_averaged(teachers) for teachers in by_rollout.values()]
+    taught = read_taught(groups, ("divergence",), policy=policy, readers=readers, method=alone, budget=budget)
+    return [_averaged(teachers) for teachers in taught.values()]
 
 
-def _averaged(teachers: Sequence[tuple[TrainingSample, torch.Tensor]]) -> Scored:
+def _averaged(teachers: Sequence[Taught]) -> Scored:
     scales = [sample.distill_scale for sample, _ in teachers]
-    first, _ = teachers[scales.index(max(scales))]
-    mean = sum((scale / sum(scales) * values for scale, (_, values) in zip(scales, teachers, strict=True)), torch.zeros_like(teachers[0][1]))
+    first, (nothing,) = teachers[scales.index(max(scales))]
+    mean = sum((scale / sum(scales) * values for scale, (_, (values,)) in zip(scales, teachers, strict=True)), torch.zeros_like(nothing))
     return Scored(rollout=first.rollout, views=first.views, divergence=mean)
 
 

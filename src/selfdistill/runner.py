@@ -15,7 +15,7 @@ from typing import Any
 from selfdistill import checkpoint
 from selfdistill.api import Assembled, assemble, make_eval_sampler, members
 from selfdistill.atomic import write_whole
-from selfdistill.config import Settings, read_settings, save_settings
+from selfdistill.config import INCIDENTAL, Settings, read_settings, save_settings
 from selfdistill.console import Console
 from selfdistill.evaluate import Evaluation
 from selfdistill.lockstep import introduce, lockstep
@@ -134,11 +134,11 @@ def _held_out(parts: Assembled) -> list[Problem]:
 def _same_run(run: Run) -> Run:
     """A resumed run keeps its own settings; only its length and what it prints may change. Raises ValueError otherwise."""
     own = read_settings(run.folder / "settings.json")
-    free = {"steps", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints", "eval", "output_dir"}
+    free = {"steps", "eval", *INCIDENTAL}
     changed = [k for k, v in run.settings.model_dump().items() if k not in free and v != own.model_dump()[k]]
     if changed:
         raise ValueError(f"--resume continues {run.folder} with its own settings, but {', '.join(changed)} differ; leave them out or start a new --output_dir")
-    done = int(run.resumed.name.removeprefix("step_")) if run.resumed else 0
+    done = checkpoint.step_of(run.resumed) if run.resumed else 0
     if run.settings.steps < done:
         raise ValueError(f"{run.folder} has done {done} steps, --steps {run.settings.steps} is below that; give at least {done}, or start a new --output_dir")
     return run

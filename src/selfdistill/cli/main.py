@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 from rich.console import Console
@@ -38,7 +38,7 @@ Command = (
     | Annotated[d.Viability, tyro.conf.subcommand("viability")]
     | Annotated[d.Judge, tyro.conf.subcommand("judge")]
 )
-TAKES_SETTINGS = ("train", "eval", "compare", "preview")
+TAKES_SETTINGS = [command.__name__.lower() for command, *_ in map(get_args, get_args(Command)) if command.takes_settings]
 DESCRIPTION = (
     "On-policy self-distillation of language-model reasoning. Start with: selfdistill train quickstart. "
     "SELFDISTILL_TRACEBACK=1 in the environment shows where an error came from."

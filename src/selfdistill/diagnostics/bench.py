@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from selfdistill.api import Assembled, assemble
-from selfdistill.checkpoint import checkpoints, require_format, restore
+from selfdistill.checkpoint import checkpoints, require_format, restore, step_of
 from selfdistill.config import Settings
 from selfdistill.diagnostics.readings import TokenReading, token_readings
 from selfdistill.loading import load_weights
@@ -47,7 +47,7 @@ class Bench:
     @cached_property
     def folders(self) -> dict[int, Path]:
         """The run's checkpoints by step."""
-        return {int(path.name.removeprefix("step_")): path for path in checkpoints(self.run.folder)}
+        return {step_of(path): path for path in checkpoints(self.run.folder)}
 
     def begun(self, method: Method) -> Assembled:
         """The method at the run's start, its student moved to the checkpoint.

@@ -4,17 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy
-import torch
 from jaxtyping import Float, Int
 
 from selfdistill.contexts import Answer, Demonstration, Privileged, Solution, SuccessfulPeer, TextSource, Written
 from selfdistill.method import Method
 from selfdistill.models import Policy
-from selfdistill.packing import pack, packed_order
-from selfdistill.reading import Readers, read
-from selfdistill.samples import training_samples
-from selfdistill.teachers import Live, evaluating
-from selfdistill.types import Group, Rollout, TrainingSample
+from selfdistill.reading import Readers, Taught, read_taught
+from selfdistill.teachers import Live
+from selfdistill.types import Group, Rollout
 
 Array = numpy.ndarray
 SIGNALS = ("log_ratio", "target_logp", "divergence", "entropy", "target_entropy")
@@ -55,25 +52,16 @@ def under(kind: str) -> Method:
 def token_readings(groups: Sequence[Group], *, policy: Policy, readers: Readers, method: Method, budget: int) -> list[TokenReading]:
     """Every taught rollout. Raises ValueError where there is none."""
     alone = replace(method, distill_coef=1.0, policy_coef=0.0, label_coef=0.0, reference_coef=0.0)
-    samples = [s for s in training_samples(groups, alone, encode=policy.chat.encode) if s.views]
-    if not samples:
+    taught = read_taught(groups, SIGNALS, policy=policy, readers=readers, method=alone, budget=budget)
+    if not taught:
         count = sum(len(g.rollouts) for g in groups)
         raise ValueError(f"none of the {count} rollouts is taught by this method, so there is nothing to read; choose another --method, --context or --steps")
-    with evaluating(policy):
-        signals = [read(policy, readers, alone, batch.to(policy.device)) for batch in pack(samples, budget)]
-    ordered = packed_order(samples)
-    sizes = [len(s.rollout.positions) for s in ordered]
-    columns = [torch.cat([getattr(s, name).detach().cpu() for s in signals]).double().split(sizes) for name in SIGNALS]
-    of_rollout: dict[int, list[tuple[TrainingSample, list[torch.Tensor]]]] = {}
-    for sample, *values in zip(ordered, *columns, strict=True):
-        of_rollout.setdefault(id(sample.rollout), []).append((sample, values))
-    found = [(g, of_rollout[id(r)]) for g in groups for r in g.rollouts if id(r) in of_rollout]
-    return [_averaged(group, teachers) for group, teachers in found]
+    return [_averaged(g, taught[id(r)]) for g in groups for r in g.rollouts if id(r) in taught]
 
 
-def _averaged(group: Group, teachers: Sequence[tuple[TrainingSample, list[torch.Tensor]]]) -> TokenReading:
+def _averaged(group: Group, teachers: Sequence[Taught]) -> TokenReading:
     total = sum(sample.distill_scale for sample, _ in teachers)
     rollout = teachers[0][0].rollout
     nothing = numpy.zeros(len(rollout.positions))
-    means = [sum((s.distill_scale / total * values[i].numpy() for s, values in teachers), nothing) for i in range(len(SIGNALS))]
+    means = [sum((s.distill_scale / total * values[i].double().numpy() for s, values in teachers), nothing) for i in range(len(SIGNALS))]
     return TokenReading(rollout=rollout, group=group, position=numpy.array(rollout.positions), **dict(zip(SIGNALS, means, strict=True)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import selfdistill
-from selfdistill.config import Settings
+from selfdistill.config import INCIDENTAL, Settings
 from selfdistill.errors import sentence
 from selfdistill.evaluate import Evaluation, compare
 from selfdistill.report.selection import Selection
@@ -30,7 +30,7 @@ PANELS = (
 """Title, unit and metric; a panel whose numbers no run has, or all are 0, is not drawn. Other metrics are drawn when asked for."""
 OF_THE_TEACHER = ("target_entropy", "divergence", "log_ratio")
 """Say nothing of a step without taught rollouts."""
-INCIDENTAL = ("seed", "output_dir", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints")
+APART = ("seed", *INCIDENTAL)
 """Settings in which runs of one experiment differ."""
 
 
@@ -164,7 +164,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _groups(settings: Sequence[Settings]) -> list[str]:
     """A name for each run's experiment, shared by runs that differ in seed alone: its method, and what else sets it apart from others of that method."""
-    flat = [{k: v for k, v in _flat(s.model_dump(mode="json")).items() if k not in INCIDENTAL} for s in settings]
+    flat = [{k: v for k, v in _flat(s.model_dump(mode="json")).items() if k not in APART} for s in settings]
     names = []
     for one, own in zip(settings, flat, strict=True):
         alike = [other for s, other in zip(settings, flat, strict=True) if s.method.name == one.method.name]

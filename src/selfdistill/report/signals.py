@@ -74,7 +74,7 @@ class _Recorded:
 
 def nearest_weights(run: SavedRun, step: int) -> int:
     """Of the run's start (0) and its checkpoints, the step nearest to step - 1, whose weights wrote the rollouts; the earlier of two."""
-    there = [0, *(int(path.name.removeprefix("step_")) for path in checkpoint.checkpoints(run.folder))]
+    there = [0, *map(checkpoint.step_of, checkpoint.checkpoints(run.folder))]
     return min(there, key=lambda at: (abs(at - (step - 1)), at))
 
 

@@ -31,6 +31,16 @@ def test_a_method_named_anew_takes_no_arguments_of_the_old_one(here):
     assert load_settings("own.toml").method.arguments == {"failed_only": True}
 
 
+def test_a_wrapper_around_the_recipes_own_method_keeps_its_arguments(here):
+    """A null control of OPSD at clip 1 is not one of OPSD at its published clip."""
+    for name in ("shuffled_context(opsd)", "grpo_plus(shuffled_context(opsd))"):
+        assert load_settings("testbed/opsd", {"method": name}).method.arguments == {"clip": 1.0}
+    (here / "own.toml").write_text('extends = "testbed/opsd"\nmethod = "no_clip(opsd)"\n')
+    assert load_settings("own.toml").method.arguments == {"clip": 1.0}
+    for other in ("pw_opsd", "shuffled_context(pw_opsd)", "opsd"):
+        assert load_settings("testbed/opsd", {"method": other}).method.arguments == {}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

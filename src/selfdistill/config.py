@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from selfdistill.atomic import write_whole
 from selfdistill.imports import nearest
-from selfdistill.recipes import decoding, expanded, read_recipe
+from selfdistill.recipes import decoding, expanded, named_anew, read_recipe
 
 
 class Table(BaseModel):
@@ -222,6 +222,8 @@ def make_settings(data: Mapping[str, Any], overrides: Mapping[str, Any], *, orig
     merged = json.loads(json.dumps(expanded(data)))
     if overrides.get("eval.decoding"):
         overrides = {f"eval.{key}": value for key, value in decoding(overrides["eval.decoding"]).items()} | dict(overrides)
+    if isinstance(name := overrides.get("method"), str):
+        overrides = dict(overrides) | {"method": named_anew(merged.get("method"), name)}
     # `--method hsd` replaces the table that `--method.teacher ...` adds to, whichever was written first
     for key in sorted(overrides, key=lambda key: key.count(".")):
         _put(merged, key.split("."), overrides[key])

@@ -66,9 +66,17 @@ def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in own.items():
         table = _table(key, merged.get(key))
-        anew = key in ("method", "task") and isinstance(value, Mapping) and "name" in value
-        merged[key] = _over(table, value) if isinstance(value, Mapping) and isinstance(table, Mapping) and not anew else value
+        if key in ("method", "task") and isinstance(value, str | Mapping) and (name := _table(key, value).get("name")):
+            table = named_anew(table, name) if key == "method" else {}
+            value = _table(key, value)
+        merged[key] = _over(table, value) if isinstance(value, Mapping) and isinstance(table, Mapping) else value
     return merged
+
+
+def named_anew(table: Any, name: str) -> dict[str, Any]:
+    """A method's table under another name: a wrapper around the method that stood there keeps its arguments, any other method takes none."""
+    kept = _table("method", table or {})
+    return {**kept, "name": name} if kept.get("name") and f"({kept['name']})" in name else {"name": name}
 
 
 def _table(key: str, value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from selfdistill.loss import objective
 from selfdistill.method import Method
 from selfdistill.packing import pack
-from selfdistill.reading import read, start_readers
+from selfdistill.reading import learn_from, read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.types import Batch, Group, Rollout
 
@@ -47,12 +47,16 @@ class Scene:
     def batches(self, budget: int = 10**6) -> list[Batch]:
         return pack(training_samples(self.groups, self.method, encode=self.policy.chat.encode), budget)
 
-    def found(self, batches: list[Batch] | None = None, *, chunk: int | None = None) -> tuple[float, Tensor, dict[str, float]]:
-        """The framework's loss, gradient and sums over the whole step."""
+    def found(self, batches: list[Batch] | None = None, *, chunk: int | None = None, fused: dict[str, int | None] | None = None):
+        """The framework's (loss, gradient, sums) over the whole step: scored and followed by autograd, or fused, in slabs and blocks of these sizes."""
         self.policy.zero_grad()
         total, sums = 0.0, {}
         for batch in self.batches() if batches is None else batches:
-            loss, parts = objective(self.method, read(self.policy, self.readers, self.method, batch, chunk=chunk))
+            if fused is None:
+                loss, parts = objective(self.method, read(self.policy, self.readers, self.method, batch, chunk=chunk))
+            else:
+                learned = learn_from(self.policy, self.readers, self.method, batch, **fused)
+                loss, parts = learned.loss, learned.sums
             loss.backward()
             total += float(loss.detach())
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in parts.items()}
@@ -64,11 +68,15 @@ class Scene:
         expected.backward()
         wanted = gradient_of(self.policy)
         assert wanted.abs().max() > 1e-5, "an equation without gradient says nothing"
-        ways = [(batches, None)] if batches else [(None, None), (self.batches(150), 2)]
-        for given, chunk in ways:
-            total, gradient, sums = self.found(given, chunk=chunk)
+        ways = [{}] if batches else [{}, {"batches": self.batches(150), "chunk": 2}]
+        ways += [{"batches": batches, "fused": sizes} for sizes in ({}, {"slab": 40, "block": 3}, {"slab": 2, "block": 1})]
+        reported = []
+        for way in ways:
+            total, gradient, sums = self.found(**({"batches": batches} | way))
             assert total == pytest.approx(float(expected.detach()), abs=2e-6)
             torch.testing.assert_close(gradient, wanted, atol=3e-6, rtol=1e-3)
+            reported.append(sums)
+        assert all(sums == pytest.approx(reported[0], abs=1e-3, rel=1e-4) for sums in reported), "sums do not depend on how a step is cut"
         return sums
 
 

@@ -34,7 +34,7 @@ LAYERS = (
     ("types", "imports", "templates"),
     ("sampling", "tools", *PARTS),
     ("method",),
-    ("samples", "packing", "scoring", "loss", "reading", "metrics"),
+    ("samples", "packing", "scoring", "loss", "kernels", "reading", "metrics"),
     ("trainer", "lockstep"),
     ("api", "runner", "runs", "report", "diagnostics", "cli"),
 )
@@ -116,7 +116,7 @@ def test_imports_point_one_way(layer):
             assert not own(imported(path)) & above, f"{path.name} imports from above itself"
 
 
-@pytest.mark.parametrize("name", [*PARTS, "samples", "packing", "scoring", "loss", "reading", "trainer", "types", "method"])
+@pytest.mark.parametrize("name", [*PARTS, "samples", "packing", "scoring", "loss", "kernels/fused", "reading", "trainer", "types", "method"])
 def test_nothing_below_imports_methods(name):
     """Not even inside a function: methods are values that the rest is handed."""
     assert "methods" not in own(imported(SOURCE / f"{name}.py", at_run_time=True))

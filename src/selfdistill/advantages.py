@@ -46,6 +46,7 @@ class OutcomeCredit:
     reads_teacher: ClassVar[bool] = False
     reads_advantage: ClassVar[bool] = True
     scales_advantage: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return signals.advantage
@@ -57,6 +58,7 @@ class TeacherCredit:
 
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = False
+    pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return signals.log_ratio
@@ -69,6 +71,7 @@ class BlendedCredit:
     outcome_share: float
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return self.outcome_share * signals.advantage + (1 - self.outcome_share) * signals.log_ratio
@@ -82,6 +85,7 @@ class ReweightedCredit:
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = True
     scales_advantage: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip < 1:
@@ -99,6 +103,7 @@ class Annotated:
     name: str
     reads_teacher: ClassVar[bool] = False
     reads_advantage: ClassVar[bool] = False
+    pointwise: ClassVar[bool] = True
 
     @property
     def reads_annotation(self) -> str:

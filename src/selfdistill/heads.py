@@ -33,7 +33,15 @@ class Head:
         return cls(weight=weight, bias=bias, scale=float(scale), softcap=softcap)
 
     def __call__(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        return self.shape(self.product(hidden))
+
+    def product(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+        """h W^T + b, in the type that matrix products run in."""
+        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+    def shape(self, product: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
+        """The product as fp32 logits, scaled and capped."""
+        logits = product.float()
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 

@@ -62,6 +62,12 @@ class Method:
         """Whether any term looks at what the teacher's views say."""
         return bool(self.distill_coef or (self.policy_coef and self.credit.reads_teacher))
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether every part of the loss declares that its value at a token depends on no other token, so that a rollout may be cut anywhere."""
+        parts = (self.token_weight,) * bool(self.distill_coef) + (self.credit, self.policy_loss) * bool(self.policy_coef)
+        return all(getattr(part, "pointwise", False) for part in parts)
+
 
 UNUSED = "-"
 

@@ -6,6 +6,7 @@ gradient, corrects what the engine sampled under older or differently rounded we
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +25,7 @@ class ClippedRatio:
     clip_low: float = 0.2
     clip_high: float = 0.2
     engine_cap: float = 2.0
+    pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals, credit: Float[Tensor, " tokens"]) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
         log_rho, correction = _log_ratios(signals, self.engine_cap)

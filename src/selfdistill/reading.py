@@ -1,11 +1,14 @@
 """A batch through the weights that read it: teacher views without gradient, then the student with, to TokenSignals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 
 from selfdistill.heads import Head
+from selfdistill.kernels.fused import Learned, learn
 from selfdistill.method import Method
 from selfdistill.models import Policy
 from selfdistill.packing import pack, packed_order
@@ -16,6 +19,7 @@ from selfdistill.tools import Scored
 from selfdistill.types import Batch, Group, Packed, TokenSignals, TrainingSample, Weights
 
 Readers = Mapping[Weights, Reader]
+T = TypeVar("T")
 
 
 def start_readers(method: Method, policy: Policy, *, offload: bool = False) -> dict[Weights, Reader]:
@@ -34,16 +38,34 @@ def start_readers(method: Method, policy: Policy, *, offload: bool = False) -> d
 
 def read(policy: Policy, readers: Readers, method: Method, batch: Batch, *, chunk: int | None = None) -> TokenSignals:
     """Every view under its own weights, all roles of one teacher in one pass; then the student's pass, scored inside its forward."""
+    return policy(partial(_apply, score, method, batch, *_read_views(readers, batch), chunk=chunk), batch.student)
+
+
+def learn_from(policy: Policy, readers: Readers, method: Method, batch: Batch, **sizes: int | None) -> Learned:
+    """The same readings, and the loss with its gradient taken inside the student's forward; sizes: `slab` and `block` of `learn`."""
+    return policy(partial(_apply, learn, method, batch, *_read_views(readers, batch), **sizes), batch.student)
+
+
+def _apply(
+    fn: Callable[..., T],
+    method: Method,
+    batch: Batch,
+    readings: Mapping[str, Reading],
+    initial: Reading | None,
+    hidden: torch.Tensor,
+    head: Head,
+    **sizes: int | None,
+) -> T:
+    return fn(method, batch, hidden=hidden, head=head, readings=readings, initial=initial, **sizes)
+
+
+def _read_views(readers: Readers, batch: Batch) -> tuple[dict[str, Reading], Reading | None]:
+    """Views by role, and pi_0's reading of the student's own prompts where the loss wants it."""
     readings: dict[str, Reading] = {}
     for weights in sorted(set(batch.weights.values())):
         roles = [role for role in batch.views if batch.weights[role] == weights]
         readings |= _read_roles(readers, weights, roles, [batch.views[role] for role in roles])
-    initial = _read_roles(readers, "initial", ["initial"], [batch.student])["initial"] if batch.reads_initial else None
-
-    def scored(hidden: torch.Tensor, head: Head) -> TokenSignals:
-        return score(method, batch, hidden=hidden, head=head, readings=readings, initial=initial, chunk=chunk)
-
-    return policy(scored, batch.student)
+    return readings, _read_roles(readers, "initial", ["initial"], [batch.student])["initial"] if batch.reads_initial else None
 
 
 Taught = tuple[TrainingSample, list[torch.Tensor]]

@@ -4,7 +4,7 @@ The student's head product is computed once per student token however many teach
 it is scored; backward computes them again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -44,31 +44,89 @@ def score(
     chunk: student tokens scored at once; None takes what CHUNK_ENTRIES allows.
     """
     size = chunk or max(CHUNK_ENTRIES.get(hidden.device.type, CHUNK_ENTRIES["cpu"]) // head.vocab_size, 1)
-    taught = batch.taught[batch.sample].nonzero()[:, 0] if readings else batch.token.new_empty(0)
-    row_of = torch.empty_like(batch.token)
-    row_of[taught] = torch.arange(len(taught), device=taught.device)
-    taught = taught[batch.student_token[taught].argsort(stable=True)]
-    edges = range(0, len(hidden), size)
-    cuts = torch.searchsorted(batch.student_token[taught], torch.tensor([*edges, len(hidden)], device=taught.device)).tolist()
-    token, label_token, label_share = (_at_students(batch, x, len(hidden)) for x in (batch.token, batch.label_token, batch.label_share))
+    order = Order.of(batch, students=len(hidden), readings=bool(readings))
+    edges = [*range(0, len(hidden), size), len(hidden)]
     at_student, at_taught = [], []
-    for start, first, last in zip(edges, cuts[:-1], cuts[1:], strict=True):
-        mine = taught[first:last]
-        piece = _Piece(
-            token=token[start : start + size],
-            label_token=label_token[start : start + size],
-            label_share=label_share[start : start + size],
-            student=batch.student_token[mine] - start,
-            readings={role: replace(r, hidden=r.hidden[row_of[mine]]) for role, r in readings.items()},
-            initial=initial and replace(initial, hidden=initial.hidden[start : start + size]),
-        )
-        run = partial(_score_piece, method, piece, head, batch.temperature)
-        states = hidden[start : start + size]
-        whole = len(edges) == 1 and chunk is None
+    for place in order.places(edges):
+        views = {role: replace(r, hidden=r.hidden[order.rows[place.pairs]]) for role, r in readings.items()}
+        start = initial and replace(initial, hidden=initial.hidden[place.students])
+        run = partial(_score_states, method, order.piece(place), batch.temperature, head, views, start)
+        states = hidden[place.students]
+        whole = len(edges) == 2 and chunk is None
         unique, pairs = run(states) if whole or not torch.is_grad_enabled() else checkpoint(run, states, use_reentrant=False, preserve_rng_state=False)
         at_student.append(unique)
         at_taught.append(pairs)
-    return _assemble(batch, torch.cat(at_student, dim=1), torch.cat(at_taught, dim=1), taught)
+    return assemble(batch, torch.cat(at_student, dim=1), torch.cat(at_taught, dim=1), order.taught)
+
+
+def _score_states(
+    method: Method,
+    piece: "Piece",
+    temperature: float,
+    head: Head,
+    readings: Mapping[str, Reading],
+    initial: Reading | None,
+    hidden: Float[Tensor, "chunk hidden"],
+) -> tuple[Float[Tensor, "5 chunk"], Float[Tensor, "3 pairs"]]:
+    views = {role: partial(r.head, r.hidden) for role, r in readings.items()}
+    return score_piece(method, piece, temperature, head(hidden), views, initial and partial(initial.head, initial.hidden))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a range of student tokens is: among student tokens, tokens in their order, taught tokens in theirs, and samples."""
+
+    students: slice
+    tokens: slice
+    pairs: slice
+    samples: slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A batch's tokens in the order of the student tokens they share."""
+
+    batch: Batch
+    tokens: Int[Tensor, " tokens"]
+    taught: Int[Tensor, " taught_tokens"]
+    """The taught ones among them."""
+    taught_at: Int[Tensor, " taught_tokens"]
+    """Their places in that order."""
+    rows: Int[Tensor, " taught_tokens"]
+    """The row of each in the views' readings."""
+    token: Int[Tensor, " student_tokens"]
+    label_token: Int[Tensor, "student_tokens labels"]
+    label_share: Float[Tensor, "student_tokens labels"]
+
+    @classmethod
+    def of(cls, batch: Batch, *, students: int, readings: bool) -> "Order":
+        """readings: whether there are any views."""
+        tokens = batch.student_token.argsort(stable=True)
+        is_taught = batch.taught[batch.sample] if readings else torch.zeros_like(batch.sample, dtype=torch.bool)
+        taught_at = is_taught[tokens].nonzero()[:, 0]
+        taught = tokens[taught_at]
+        columns = (_at_students(batch, x, students) for x in (batch.token, batch.label_token, batch.label_share))
+        token, label_token, label_share = columns
+        rows = (is_taught.cumsum(0) - 1)[taught]
+        return cls(batch=batch, tokens=tokens, taught=taught, taught_at=taught_at, rows=rows, token=token, label_token=label_token, label_share=label_share)
+
+    def places(self, edges: Sequence[int]) -> list[Place]:
+        """The ranges of student tokens between edges."""
+        at = torch.tensor(edges, device=self.tokens.device)
+        tokens, pairs = (torch.searchsorted(self.batch.student_token[x], at).tolist() for x in (self.tokens, self.taught))
+        # samples of one rollout stand together, so those of a range begin with its first token's and end with its last one's
+        sample = self.batch.sample[self.tokens]
+        first, last = sample[tokens[:-1]].tolist(), sample[[t - 1 for t in tokens[1:]]].tolist()
+        return [
+            Place(students=slice(*edges[i : i + 2]), tokens=slice(*tokens[i : i + 2]), pairs=slice(*pairs[i : i + 2]), samples=slice(first[i], last[i] + 1))
+            for i in range(len(first))
+        ]
+
+    def piece(self, place: Place) -> "Piece":
+        alone = len(self.taught) == len(self.tokens) == len(self.token)
+        student = None if alone else self.batch.student_token[self.taught[place.pairs]] - place.students.start
+        at = place.students
+        return Piece(token=self.token[at], label_token=self.label_token[at], label_share=self.label_share[at], student=student)
 
 
 def _at_students(batch: Batch, x: Tensor, count: int) -> Tensor:
@@ -77,58 +135,50 @@ def _at_students(batch: Batch, x: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """A chunk of student tokens and the taught tokens that share them."""
+class Piece:
+    """Some student tokens, and the taught tokens that share them."""
 
     token: Int[Tensor, " chunk"]
     label_token: Int[Tensor, "chunk labels"]
     label_share: Float[Tensor, "chunk labels"]
-    student: Int[Tensor, " pairs"]
-    """Index of each taught token's student token inside the chunk."""
-    readings: Mapping[str, Reading]
-    initial: Reading | None
+    student: Int[Tensor, " pairs"] | None
+    """Index of each taught token's student token; None where every student token has one teacher, in the same order."""
 
 
-def _score_piece(
-    method: Method, piece: _Piece, head: Head, temperature: float, hidden: Float[Tensor, "chunk hidden"]
+Logits = Callable[[], Float[Tensor, "rows vocab"]]
+"""A view's logits, made when they are wanted."""
+
+
+def score_piece(
+    method: Method, piece: Piece, temperature: float, logits: Float[Tensor, "chunk vocab"], views: Mapping[str, Logits], initial: Logits | None
 ) -> tuple[Float[Tensor, "5 chunk"], Float[Tensor, "3 pairs"]]:
     """(logp, policy_logp, label_kl, entropy, reference_kl) of student tokens; (target_logp, target_entropy, divergence) of taught ones.
 
     What needs no gradient comes last: backward's second computation ends with the last tensor it needs.
     """
     loss_temperature = method.loss_temperature or temperature
-    logits = head(hidden)
     student = _log_softmax(logits, loss_temperature)
     policy = student if loss_temperature == temperature else _log_softmax(logits, temperature)
     zeros = torch.zeros_like(policy[:, 0])
     reference_kl = zeros
-    if piece.initial is not None:
+    if initial is not None:
         with torch.no_grad():
-            initial = _log_softmax(piece.initial.head(piece.initial.hidden), temperature)
-        reference_kl = (policy.exp() * (policy - initial)).sum(-1)
+            start = _log_softmax(initial(), temperature)
+        reference_kl = (policy.exp() * (policy - start)).sum(-1)
     logp, policy_logp = _pick(student, piece.token), _pick(policy, piece.token)
     label_kl = _label_kl(student, piece) if method.label_coef else zeros
-    if not len(piece.student):
+    if not views or (piece.student is not None and not len(piece.student)):
         return torch.stack([logp, policy_logp, label_kl, _entropy(student), reference_kl]), zeros.new_zeros(3, 0)
 
-    shared = _shared(student, piece.student)
+    shared, token = (student, piece.token) if piece.student is None else (student[piece.student], piece.token[piece.student])
     with torch.no_grad():
-        views = {role: _log_softmax(r.head(r.hidden), loss_temperature) for role, r in piece.readings.items()}
-        target = method.target(views | {"student": shared.detach()})
-    token = piece.token[piece.student]
+        target = method.target({role: _log_softmax(view(), loss_temperature) for role, view in views.items()} | {"student": shared.detach()})
     divergence = method.divergence(shared, target, token) if method.distill_coef else torch.zeros_like(target[:, 0])
     unique = torch.stack([logp, policy_logp, label_kl, _entropy(student), reference_kl])
     return unique, torch.stack([_pick(target, token), _entropy(target), divergence])
 
 
-def _shared(student: Float[Tensor, "chunk vocab"], index: Int[Tensor, " pairs"]) -> Float[Tensor, "pairs vocab"]:
-    """The student's rows in the order of the taught tokens; the same tensor where there is one teacher each."""
-    if len(index) == len(student) and bool((index == torch.arange(len(index), device=index.device)).all()):
-        return student
-    return student[index]
-
-
-def _assemble(
+def assemble(
     batch: Batch, unique: Float[Tensor, "5 student_tokens"], pairs: Float[Tensor, "3 taught_tokens"], taught: Int[Tensor, " taught_tokens"]
 ) -> TokenSignals:
     logp, policy_logp, label_kl, entropy, reference_kl = unique[:, batch.student_token]
@@ -150,7 +200,7 @@ def _pick(logp: Float[Tensor, "rows vocab"], token: Int[Tensor, " rows"]) -> Flo
     return logp.gather(-1, token[:, None])[:, 0]
 
 
-def _label_kl(logp: Float[Tensor, "rows vocab"], piece: _Piece) -> Float[Tensor, " rows"]:
+def _label_kl(logp: Float[Tensor, "rows vocab"], piece: Piece) -> Float[Tensor, " rows"]:
     """sum_v q(v) (log q(v) - log S(v)) over the label's own tokens, 0 log 0 = 0."""
     share = piece.label_share
     return (torch.special.xlogy(share, share) - share * logp.gather(-1, piece.label_token)).sum(-1)

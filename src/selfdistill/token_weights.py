@@ -5,7 +5,7 @@ Sees time, never the vocabulary, and one sample at a time: no weight may depend 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ class Uniform:
     """value at every token; the constant control of every schedule (PW-OPSD's mean is 0.771)."""
 
     value: float = 1.0
+    pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return torch.full_like(signals.divergence, self.value)
@@ -42,6 +43,7 @@ class PositionSigmoid:
     floor: float = 0.25
     center: float = 0.30
     width: float = 0.10
+    pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         batch = signals.batch
@@ -54,6 +56,7 @@ class ImportanceCap:
     """sg min(exp(logp - behavior_logp), cap), the sampled token's ratio to the policy that wrote it (SDPO, code)."""
 
     cap: float = 2.0
+    pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return (signals.policy_logp.detach() - signals.batch.behavior_logp).exp().clamp(max=self.cap)
@@ -64,6 +67,10 @@ class Product:
     """The product of several weights."""
 
     factors: tuple[TokenWeight, ...]
+
+    @property
+    def pointwise(self) -> bool:
+        return all(getattr(factor, "pointwise", False) for factor in self.factors)
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return torch.stack([factor(signals) for factor in self.factors]).prod(0)
@@ -79,6 +86,7 @@ class TeacherConfidence:
 
     scale: float = 1.0
     """In nats."""
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
@@ -94,6 +102,7 @@ class TeacherUnsure:
 
     threshold: float = 0.8
     """In nats."""
+    pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:
         return (signals.target_entropy > self.threshold).to(signals.divergence.dtype)

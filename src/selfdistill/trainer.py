@@ -12,13 +12,12 @@ import torch
 
 from selfdistill.config import Settings
 from selfdistill.data import ProblemStream
-from selfdistill.loss import objective
 from selfdistill.method import Method
 from selfdistill.metrics import rollout_metrics, token_metrics
 from selfdistill.models import Policy
 from selfdistill.optimizers import make_optimizer, make_schedule
 from selfdistill.packing import pack
-from selfdistill.reading import read, score_groups, start_readers
+from selfdistill.reading import learn_from, score_groups, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling import Sampler
 from selfdistill.sources import Request
@@ -137,13 +136,12 @@ class Trainer:
             sums: dict[str, Any] = defaultdict(float)
             for i, batch in enumerate(batches):
                 with clock("score"):
-                    signals = read(self.policy, self.readers, self.method, batch)
+                    learned = learn_from(self.policy, self.readers, self.method, batch)
                 with clock("objective"):
-                    loss, parts = objective(self.method, signals)
-                    loss.backward()
+                    learned.loss.backward()
                 if update == 0 and self.settings.updates_per_step > 1:
-                    batches[i] = replace(batch, proximal_logp=signals.policy_logp.detach())
-                for name, value in parts.items():
+                    batches[i] = replace(batch, proximal_logp=learned.policy_logp)
+                for name, value in learned.sums.items():
                     sums[name] = sums[name] + value
             with clock("step"):
                 sums |= self._apply()

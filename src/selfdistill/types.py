@@ -202,6 +202,15 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
+    def at(self, tokens: Int[Tensor, " chosen"], *, samples: slice, first: int) -> "Batch":
+        """Some tokens of some samples, whose student tokens are counted from `first`; packed views stay whole."""
+        by_token = ("token", "student_token", "sample", "position", "behavior_logp", "proximal_logp", "label_token", "label_share")
+        by_sample = ("length", "trained", "taught", "reward", "advantage", "distill_scale", "policy_scale", "label_scale", "reference_scale")
+        chosen = {name: None if (x := getattr(self, name)) is None else x[tokens] for name in by_token}
+        chosen |= {name: getattr(self, name)[samples] for name in by_sample}
+        chosen |= {"student_token": self.student_token[tokens] - first, "sample": self.sample[tokens] - samples.start}
+        return replace(self, **chosen, annotations={name: x[tokens] for name, x in self.annotations.items()})
+
 
 def _moved(value: Any, device: torch.device) -> Any:
     """Tensors and packed views on the device, inside mappings too; anything else as it is."""

@@ -1,0 +1,169 @@
+"""Hidden states to the loss with its gradient, in one sweep: a block of logits is made, scored, weighed, differentiated and let go.
+
+A loss is a sum over samples (law 2), so its gradient is known as soon as a sample's own tokens are scored, and backward computes no
+logits again: one head product for the student's values, one for each view, two for the gradient.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from selfdistill.heads import Head
+from selfdistill.loss import objective
+from selfdistill.method import Method
+from selfdistill.scoring import CHUNK_ENTRIES, Logits, Order, Place, Reading, assemble, score, score_piece
+from selfdistill.types import Batch
+
+BLOCK_ENTRIES = {"cpu": 2**21, "cuda": 2**25}
+"""Logits scored and differentiated at once: on a CPU as many as stay in its cache from one elementwise pass to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """A micro-batch's loss, whose backward hands on a gradient that is there already, and the sums for the step's metrics."""
+
+    loss: Float[Tensor, ""]
+    sums: dict[str, Float[Tensor, ""]]
+    policy_logp: Float[Tensor, " tokens"]
+
+
+def learn(
+    method: Method,
+    batch: Batch,
+    *,
+    hidden: Float[Tensor, "student_tokens hidden"],
+    head: Head,
+    readings: Mapping[str, Reading],
+    initial: Reading | None = None,
+    slab: int | None = None,
+    block: int | None = None,
+) -> Learned:
+    """The values of `objective(method, score(...))` and the gradient of its backward, with every logit computed once.
+
+    slab: student tokens whose logits are held at once; block: those of them scored at once; None takes what the device allows. Where a
+    part looks along a rollout that has more tokens than a slab, chunks are scored instead, whose logits backward computes again.
+    """
+    slab = slab or max(CHUNK_ENTRIES.get(hidden.device.type, CHUNK_ENTRIES["cpu"]) // head.vocab_size, 1)
+    block = min(slab, block or max(BLOCK_ENTRIES.get(hidden.device.type, BLOCK_ENTRIES["cpu"]) // head.vocab_size, 1))
+    edges = list(range(0, len(hidden), block)) if method.pointwise else _between_rollouts(batch, len(hidden), block)
+    edges.append(len(hidden))
+    if max(b - a for a, b in pairwise(edges)) > slab:
+        signals = score(method, batch, hidden=hidden, head=head, readings=readings, initial=initial, chunk=slab)
+        loss, sums = objective(method, signals)
+        return Learned(loss=loss, sums=sums, policy_logp=signals.policy_logp.detach())
+    sweep = _Sweep(method, Order.of(batch, students=len(hidden), readings=bool(readings)), hidden=hidden, head=head, readings=readings, initial=initial)
+    with torch.no_grad():
+        for places in _slabs(sweep.order.places(edges), slab):
+            sweep(places)
+    return Learned(loss=sweep.known_loss(), sums=sweep.sums, policy_logp=torch.cat(sweep.policy_logp)[sweep.order.tokens.argsort()])
+
+
+class _Sweep:
+    """One pass over a micro-batch's slabs: what is left of them is a loss, sums, and gradients of the states and the head."""
+
+    def __init__(
+        self,
+        method: Method,
+        order: Order,
+        *,
+        hidden: Float[Tensor, "student_tokens hidden"],
+        head: Head,
+        readings: Mapping[str, Reading],
+        initial: Reading | None,
+    ) -> None:
+        self.method, self.order, self.hidden, self.head, self.readings, self.initial = method, order, hidden, head, readings, initial
+        self.sums: dict[str, Tensor] = {}
+        self.policy_logp: list[Tensor] = []
+        self.loss = hidden.new_zeros((), dtype=torch.float32)
+        self.states = torch.empty_like(hidden) if hidden.requires_grad else None
+        self.weight, self.bias = (torch.zeros_like(x) if x is not None and x.requires_grad else None for x in (head.weight, head.bias))
+
+    def __call__(self, places: Sequence[Place]) -> None:
+        """Blocks that lie side by side: their logits in one product, and the gradient of each in its logits' place."""
+        students, pairs = _span([p.students for p in places]), _span([p.pairs for p in places])
+        hidden, head = self.hidden[students], self.head
+        logits = head.product(hidden)
+        views = {role: (r.head, r.head.product(r.hidden[self.order.rows[pairs]])) for role, r in self.readings.items()}
+        initial = self.initial and (self.initial.head, self.initial.head.product(self.initial.hidden[students]))
+        for place in places:
+            rows = _within(place.students, students)
+            of_views = {role: partial(head.shape, product[_within(place.pairs, pairs)]) for role, (head, product) in views.items()}
+            of_initial = initial and partial(initial[0].shape, initial[1][rows])
+            logits[rows] = self._block(place, logits[rows], of_views, of_initial)
+        if self.states is not None:
+            self.states[students] = logits @ head.weight.to(logits.dtype)
+        if self.weight is not None and self.weight.dtype == logits.dtype:
+            self.weight.addmm_(logits.T, hidden.to(logits.dtype))
+        elif self.weight is not None:
+            self.weight += logits.T @ hidden.to(logits.dtype)
+        if self.bias is not None:
+            self.bias += logits.sum(0)
+
+    def _block(self, place: Place, product: Float[Tensor, "block vocab"], views: Mapping[str, Logits], initial: Logits | None) -> Float[Tensor, "block vocab"]:
+        """d loss / d product."""
+        method, order = self.method, self.order
+        batch = order.batch.at(order.tokens[place.tokens], samples=place.samples, first=place.students.start)
+        product = product.detach().requires_grad_()
+        with torch.enable_grad():
+            unique, pairs = score_piece(method, order.piece(place), batch.temperature, self.head.shape(product), views, initial)
+            signals = assemble(batch, unique, pairs, order.taught_at[place.pairs] - place.tokens.start)
+            loss, sums = objective(method, signals)
+        self.loss += loss.detach()
+        self.sums |= {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
+        self.policy_logp.append(signals.policy_logp.detach())
+        return torch.autograd.grad(loss, product)[0]
+
+    def known_loss(self) -> Float[Tensor, ""]:
+        inputs = {"states": self.hidden, "weight": self.head.weight, "bias": self.head.bias}
+        known = [(x, g) for name, x in inputs.items() if (g := getattr(self, name)) is not None]
+        return _Known.apply(self.loss, len(known), *(x for x, _ in known), *(g for _, g in known))  # pyright: ignore[reportReturnType]
+
+
+class _Known(torch.autograd.Function):
+    """A loss whose gradients were taken with it."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, count: int, *inputs_and_gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs_and_gradients[count:])
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return (None, None, *(g * upstream[0] for g in gradients), *(None for _ in gradients))
+
+
+def _between_rollouts(batch: Batch, students: int, block: int) -> list[int]:
+    """Cuts between the rollouts of a micro-batch, as many of them together as a block holds."""
+    sample = batch.sample.new_full((students,), len(batch.length)).scatter_reduce(0, batch.student_token, batch.sample, "amin")
+    starts = [0, *((sample[1:] != sample[:-1]).nonzero()[:, 0] + 1).tolist(), students]
+    edges = [0]
+    for start, end in pairwise(starts):
+        if end - edges[-1] > block and start > edges[-1]:
+            edges.append(start)
+    return edges
+
+
+def _slabs(places: Sequence[Place], slab: int) -> Iterator[list[Place]]:
+    """Blocks together while a slab holds their student tokens."""
+    current: list[Place] = []
+    for place in places:
+        if current and place.students.stop - current[0].students.start > slab:
+            yield current
+            current = []
+        current.append(place)
+    yield current
+
+
+def _span(slices: Sequence[slice]) -> slice:
+    return slice(slices[0].start, slices[-1].stop)
+
+
+def _within(inner: slice, outer: slice) -> slice:
+    return slice(inner.start - outer.start, inner.stop - outer.start)

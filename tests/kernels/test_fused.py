@@ -1,0 +1,162 @@
+"""The fused loss is `objective(score(...))` with its gradient: for every target and divergence, type, head and way of cutting a micro-batch."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from stepping import batch_of
+from test_laws import CREDITS, DIVERGENCES, POLICY_LOSSES, TARGETS, WEIGHTS
+
+from selfdistill.divergences import JSD, ForwardKL
+from selfdistill.heads import Head
+from selfdistill.kernels.fused import Learned, learn
+from selfdistill.loss import objective
+from selfdistill.method import Method
+from selfdistill.scoring import Reading, score
+from selfdistill.token_weights import PolarityGate, Product, Uniform
+
+HIDDEN, VOCAB, LENGTHS = 5, 11, (4, 1, 7, 3)
+SCALES = {"distill_scale": 0.7, "policy_scale": 0.3, "label_scale": 0.2, "reference_scale": 0.1}
+ROLES = ("teacher", "reference", "base", "live")
+CUTS = [{}, {"slab": 100, "block": 1}, {"slab": 8, "block": 3}, {"slab": 7, "block": 7}]
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@dataclass
+class Work:
+    """States, heads and readings of a batch, and the two ways to a loss."""
+
+    method: Method
+    teachers: int = 1
+    dtype: torch.dtype = torch.float64
+    frozen: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        self.batch = batch_of(LENGTHS, rewards=(1.0, 0.0, 1.0, 0.0), teachers=self.teachers, vocab=VOCAB, **SCALES)
+        tokens = len(self.batch.token)
+        self.hidden = random(sum(LENGTHS), HIDDEN, seed=1, dtype=self.dtype).requires_grad_()
+        weight, bias = random(VOCAB, HIDDEN, seed=2, dtype=self.dtype), random(VOCAB, seed=3, dtype=self.dtype) if self.bias else None
+        self.head = Head(weight=weight, bias=bias, scale=self.scale, softcap=self.softcap)
+        if not self.frozen:
+            weight.requires_grad_()
+            bias is None or bias.requires_grad_()
+        other = replace(self.head.detach(), weight=random(VOCAB, HIDDEN, seed=4, dtype=self.dtype))
+        readings = {role: Reading(hidden=random(tokens, HIDDEN, seed=5 + i, dtype=self.dtype), head=other) for i, role in enumerate(ROLES)}
+        self.given = {"hidden": self.hidden, "head": self.head, "readings": readings}
+        self.given["initial"] = Reading(hidden=random(sum(LENGTHS), HIDDEN, seed=9, dtype=self.dtype), head=other)
+
+    def gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
+        wanted = [x for x in (self.hidden, self.head.weight, self.head.bias) if x is not None and x.requires_grad]
+        return [x.double() for x in torch.autograd.grad(loss, wanted)]
+
+    def reference(self) -> tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]:
+        loss, sums = objective(self.method, score(self.method, self.batch, **self.given))
+        return loss.detach(), self.gradients(loss), sums
+
+    def fused(self, **sizes: int) -> Learned:
+        return learn(self.method, self.batch, **self.given, **sizes)
+
+    def check(self, *, atol: float = 1e-5, rtol: float = 1e-4) -> None:
+        loss, gradients, sums = self.reference()
+        assert max(g.abs().max() for g in gradients) > 1e-3, "an equation without gradient says nothing"
+        for sizes in CUTS:
+            found = self.fused(**sizes)
+            torch.testing.assert_close(found.loss.detach(), loss, atol=atol, rtol=rtol, check_dtype=False)
+            for one, other in zip(self.gradients(found.loss), gradients, strict=True):
+                torch.testing.assert_close(one, other, atol=atol, rtol=rtol)
+            assert {n: float(v) for n, v in found.sums.items()} == pytest.approx({n: float(v) for n, v in sums.items()}, abs=1e-3, rel=1e-3)
+
+
+ALL_TERMS = Method(divergence=JSD(0.5), policy_coef=1.0, label_coef=1.0, reference_coef=1.0)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+def test_every_target_and_divergence(target, divergence):
+    Work(replace(ALL_TERMS, target=target, divergence=divergence, loss_temperature=1.3)).check()
+
+
+@pytest.mark.parametrize("teachers", [0, 1, 3])
+@pytest.mark.parametrize("part", [*WEIGHTS, Product((Uniform(0.5), PolarityGate())), *CREDITS, *POLICY_LOSSES], ids=str)
+def test_every_part_that_looks_along_a_rollout(part, teachers):
+    """Whether it may be cut inside a rollout or not, whatever the number of teachers."""
+    name = next(
+        n for n, parts in (("token_weight", (*WEIGHTS, Product)), ("credit", CREDITS), ("policy_loss", POLICY_LOSSES)) if part in parts or type(part) in parts
+    )
+    Work(replace(ALL_TERMS, **{name: part}), teachers=teachers).check()
+
+
+@pytest.mark.parametrize(
+    "head", [{"frozen": True}, {"bias": True}, {"scale": 0.5, "softcap": 3.0, "bias": True}, {"frozen": True, "bias": True, "scale": 2.0}], ids=str
+)
+def test_every_head(head):
+    Work(replace(ALL_TERMS, divergence=ForwardKL(0.05)), **head).check()
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)], ids=str)
+def test_types(dtype, atol):
+    """bfloat16 products with fp32 statistics, as autograd would have them."""
+    Work(ALL_TERMS, dtype=dtype).check(atol=atol, rtol=0.02 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_under_autocast_the_head_keeps_an_fp32_gradient():
+    work = Work(ALL_TERMS, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, gradients, _ = work.reference()
+        found = work.fused(slab=4, block=2)
+    assert float(found.loss.detach()) == pytest.approx(float(loss), rel=0.02)
+    states, weight = torch.autograd.grad(found.loss, (work.hidden, work.head.weight))
+    assert states.dtype == weight.dtype == torch.float32
+    for one, other in zip((states, weight), gradients, strict=True):
+        assert torch.nn.functional.cosine_similarity(one.double().flatten(), other.flatten(), dim=0) > 0.999
+
+
+def test_backward_scales_what_it_hands_on():
+    work = Work(ALL_TERMS)
+    whole, twice = work.gradients(work.fused().loss), work.gradients(-2 * work.fused().loss)
+    for one, other in zip(whole, twice, strict=True):
+        torch.testing.assert_close(other, -2 * one)
+
+
+def rows_made(monkeypatch) -> list[int]:
+    made: list[int] = []
+    original = Head.product
+    monkeypatch.setattr(Head, "product", lambda self, hidden: (made.append(len(hidden)), original(self, hidden))[1])
+    return made
+
+
+@pytest.mark.parametrize("teachers", [1, 3])
+def test_every_logit_is_computed_once_and_no_more_than_a_slab_together(monkeypatch, teachers):
+    made = rows_made(monkeypatch)
+    work = Work(replace(ALL_TERMS, reference_coef=0.0), teachers=teachers)
+    work.given |= {"initial": None, "readings": {"teacher": work.given["readings"]["teacher"]}}
+    work.gradients(work.fused(slab=5, block=2).loss)
+    assert sum(made) == sum(LENGTHS) * (1 + teachers) and max(made) <= 5 * teachers
+
+
+def test_a_rollout_above_a_slab_is_scored_twice_where_a_part_looks_along_it(monkeypatch):
+    made = rows_made(monkeypatch)
+    work = Work(Method(token_weight=PolarityGate(clip=0.2, threshold=0.0)))
+    work.given |= {"initial": None, "readings": {"teacher": work.given["readings"]["teacher"]}}
+    work.gradients(work.fused(slab=5, block=2).loss)
+    assert sum(made) == 4 * sum(LENGTHS) and max(made) <= 5
+
+
+@pytest.mark.parametrize("part", [p for p in (*WEIGHTS, *CREDITS, *POLICY_LOSSES) if getattr(p, "pointwise", False)], ids=str)
+def test_what_is_declared_pointwise_is(part):
+    """Each half of a rollout's tokens has the values that it has in the whole."""
+    work = Work(ALL_TERMS, teachers=2)
+    signals = score(ALL_TERMS, work.batch, **work.given)
+    call = (lambda s: part(s, s.advantage)[0]) if part in POLICY_LOSSES else part
+    whole, fields = call(signals), ("logp", "policy_logp", "label_kl", "entropy", "target_logp", "target_entropy", "divergence", "reference_kl")
+    for chosen in (torch.arange(0, len(whole), 2), torch.arange(1, len(whole), 2)):
+        half = replace(
+            signals, batch=work.batch.at(chosen, samples=slice(0, len(work.batch.length)), first=0), **{n: getattr(signals, n)[chosen] for n in fields}
+        )
+        torch.testing.assert_close(call(half), whole[chosen])

@@ -9,7 +9,8 @@ from tiny_models import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig, PreTrainedTokenizerFast
 
-from selfdistill.models import Policy, check_head, check_layout, row_groups
+from selfdistill.layouts import plain_cache, row_groups, saves
+from selfdistill.models import Policy, check_head, check_layout
 from selfdistill.types import Packed
 
 LENGTHS = (5, 40, 1, 17, 40, 3, 90)
@@ -74,6 +75,53 @@ def test_each_sequence_is_read_as_if_alone(family, layout):
     assert together.keys() == apart.keys()
     for name, gradient in together.items():
         torch.testing.assert_close(gradient, apart[name], atol=1e-4 * max(float(apart[name].abs().max()), 1.0), rtol=1e-4, msg=name)
+
+
+def with_prompts(*, prompts=(30, 7, 30, 1), copies=3, longest=20, seed=0) -> Packed:
+    """Sequences that begin with one of a few prompts, not side by side; their ends are ragged."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = [torch.randint(6, 56, (n,), generator=generator) for n in prompts]
+    made = [
+        (number, torch.cat([head, torch.randint(6, 56, (1 + (7 * c + 3 * number) % longest,), generator=generator)]))
+        for c in range(copies)
+        for number, head in enumerate(heads)
+    ]
+    lengths = tuple(len(ids) for _, ids in made)
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    return Packed(
+        input_ids=torch.cat([ids for _, ids in made]),
+        positions=torch.cat([torch.arange(n) for n in lengths]),
+        lengths=lengths,
+        predicts=torch.cat([torch.arange(prompts[number] - 1, n - 1) + start for (number, _), n, start in zip(made, lengths, starts, strict=False)]),
+        prompts=tuple((number, prompts[number]) for number, _ in made),
+    )
+
+
+@pytest.mark.parametrize("copies", [3, 14], ids=["one group", "several"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_in_common_are_read_once_and_nothing_else_changes(family, copies):
+    """States and gradients, where prompts are of several lengths; a model with windows or states reads every sequence whole."""
+    policy, batch = tiny_policy(family), with_prompts(copies=copies, longest=70)
+    assert saves(batch)
+    rows: list[int] = []
+    policy.base.get_input_embeddings().register_forward_hook(lambda module, given, out: rows.append(len(given[0])))
+    found = policy.hidden(batch)
+    assert (rows[0] == 4) == policy.shares_prompts == plain_cache(policy.base.config), "four prompts"
+    torch.testing.assert_close(found, alone(policy, batch), atol=2e-5, rtol=1e-5)
+    together, apart = (gradients(policy, states) for states in (lambda: policy.hidden(batch), lambda: alone(policy, batch)))
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, apart[name], atol=1e-4 * max(float(apart[name].abs().max()), 1.0), rtol=1e-4, msg=name)
+
+
+def test_prompts_are_read_with_their_sequences_where_that_saves_little_or_activations_are_checkpointed():
+    assert not saves(with_prompts(prompts=(3,), copies=3, longest=90)) and not saves(packed())
+    policy, batch = tiny_policy(), with_prompts()
+    seen: list[int] = []
+    policy.base.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.append(given[0].numel()))
+    policy.base.gradient_checkpointing_enable()
+    policy.train()
+    policy.hidden(batch)
+    assert sum(seen) >= sum(batch.lengths)
 
 
 @pytest.mark.parametrize("name", STATE)

@@ -12,14 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfdistill.chat import Chat
 from selfdistill.heads import Head
+from selfdistill.layouts import plain_cache, read_rows, read_shared, saves
 from selfdistill.teachers import evaluating
 from selfdistill.types import Packed
 
 Layout = Literal["rows", "packed"]
 T = TypeVar("T")
-
-PADDING_SHARE, PADDING_TOKENS = 0.15, 512
-"""Rows of unequal length share a forward pass while padding stays below this share or number of tokens."""
 
 
 class Policy(nn.Module):
@@ -41,6 +39,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.chat, self.layout = model, tokenizer, Chat(tokenizer), layout
         self.autocast_dtype, self.fresh_adapter = autocast, fresh_adapter
+        self.shares_prompts = plain_cache(self.base.config)
         # ids may have holes, and a few multimodal tokenizers know a token that their text models have no row for
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, Head.of(self.base).vocab_size)
 
@@ -51,25 +50,13 @@ class Policy(nn.Module):
 
     def hidden(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
         """Final-norm states at `packed.predicts`."""
-        return self._packed(packed) if self.layout == "packed" else self._rows(packed)
+        if self.layout == "packed":
+            return self._packed(packed)
+        return read_shared(self._backbone, self.base.config, packed) if self._shares and saves(packed) else read_rows(self._backbone, packed)
 
     def _packed(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
         states = self._backbone(packed.input_ids[None], position_ids=packed.positions[None], use_cache=False).last_hidden_state
         return states[0, packed.predicts]
-
-    def _rows(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
-        first, shapes, total = [0] * len(packed.lengths), [], 0
-        for rows in row_groups(packed.lengths):
-            width = packed.lengths[rows[0]]
-            for row, i in enumerate(rows):
-                first[i] = total + row * width
-            shapes.append((len(rows), width))
-            total += len(rows) * width
-        place = torch.cat([torch.arange(start, start + n) for start, n in zip(first, packed.lengths, strict=True)]).to(packed.input_ids.device)
-        ids = packed.input_ids.new_zeros(total).index_copy(0, place, packed.input_ids)
-        parts = ids.split([rows * width for rows, width in shapes])
-        states = [self._backbone(part.view(shape), use_cache=False).last_hidden_state for part, shape in zip(parts, shapes, strict=True)]
-        return torch.cat([state.flatten(0, 1) for state in states])[place[packed.predicts]]
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> Float[Tensor, "ids hidden"]:
@@ -85,6 +72,11 @@ class Policy(nn.Module):
     @property
     def _backbone(self) -> nn.Module:
         return self.base.base_model
+
+    @property
+    def _shares(self) -> bool:
+        """Whether a prompt's keys and values may stand for it: transformers keeps none while it checkpoints activations."""
+        return self.shares_prompts and not (self._backbone.training and getattr(self._backbone, "gradient_checkpointing", False))
 
     @property
     def head(self) -> Head:
@@ -146,20 +138,6 @@ class Policy(nn.Module):
         return {n.replace(f".{name}.", "."): p for n, p in self.model.named_parameters() if f".{name}." in n and "lora_" in n}
 
 
-def row_groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of sequences, longest first, cut where padding to the longest would waste too much."""
-    groups: list[list[int]] = []
-    real = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
-        if not groups or padded - real - lengths[i] > max(PADDING_SHARE * padded, PADDING_TOKENS):
-            groups.append([])
-            real = 0
-        groups[-1].append(i)
-        real += lengths[i]
-    return groups
-
-
 def check_head(policy: Policy) -> float:
     """Largest deviation of head(hidden) from the model's own logits on random ids; ValueError above rounding."""
     generator = torch.Generator().manual_seed(0)
@@ -176,17 +154,28 @@ def check_head(policy: Policy) -> float:
 
 
 def check_layout(policy: Policy) -> float:
-    """Largest deviation of packed states from one sequence at a time; ValueError above rounding, naming model.layout."""
+    """Largest deviation of packed states from one sequence at a time; ValueError above rounding, naming model.layout.
+
+    Where reading a common prompt once deviates, every sequence is read whole from then on.
+    """
     generator = torch.Generator().manual_seed(0)
-    lengths = (7, 3, 12)
-    ids = torch.randint(0, policy.vocab_size, (sum(lengths),), generator=generator).to(policy.device)
-    positions = torch.cat([torch.arange(n) for n in lengths]).to(policy.device)
-    packed = Packed(input_ids=ids, positions=positions, lengths=lengths, predicts=torch.arange(len(ids), device=ids.device))
+    prompts, ends = (torch.randint(0, policy.vocab_size, (n,), generator=generator) for n in (12, 9))
+    parts = [torch.cat([prompts[:p], ends[:e]]) for p, e in ((5, 2), (12, 9), (5, 7), (12, 3))]
+    lengths = tuple(map(len, parts))
+    packed = Packed(
+        input_ids=torch.cat(parts),
+        positions=torch.cat([torch.arange(n) for n in lengths]),
+        lengths=lengths,
+        predicts=torch.cat([torch.arange(p - 1, n) + sum(lengths[:i]) for i, (p, n) in enumerate(zip((5, 12, 5, 12), lengths, strict=True))]),
+        prompts=((0, 5), (1, 12), (0, 5), (1, 12)),
+    ).to(policy.device)
     with evaluating(policy), policy.autocast():
-        together = policy.hidden(packed)
-        apart = torch.cat([policy._backbone(part[None], use_cache=False).last_hidden_state[0] for part in ids.split(lengths)])
-    deviation = float((together - apart).abs().max())
-    if not deviation <= _rounding(policy, apart):
+        apart = torch.cat([policy._backbone(part[None], use_cache=False).last_hidden_state[0] for part in packed.input_ids.split(lengths)])[packed.predicts]
+        allowed, deviation = _rounding(policy, apart), float((policy.hidden(packed) - apart).abs().max())
+        if policy.shares_prompts and policy.layout == "rows" and not deviation <= allowed:
+            policy.shares_prompts = False
+            deviation = float((policy.hidden(packed) - apart).abs().max())
+    if not deviation <= allowed:
         raise ValueError(f'sequences packed as {policy.layout!r} differ from separate ones by {deviation:.3g}; set model.layout = "rows"')
     return deviation
 

@@ -152,6 +152,8 @@ class Packed:
     """Tokens of each sequence; sums to `length`."""
     predicts: Int[Tensor, " predicted"]
     """Index into `length` of the state before each trained token."""
+    prompts: tuple[tuple[int, int], ...] = ()
+    """Of each sequence a number, the same for those with the same prompt, and the prompt's length: nothing before its end predicts. Empty: not known."""
 
     def to(self, device: torch.device) -> "Packed":
         return Packed(
@@ -159,6 +161,7 @@ class Packed:
             positions=self.positions.to(device),
             lengths=self.lengths,
             predicts=self.predicts.to(device),
+            prompts=self.prompts,
         )
 
 

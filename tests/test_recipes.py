@@ -1,10 +1,11 @@
 """Recipes on top of others, published decodings, and the testbed's recipe of every method."""
 
 import json
+import math
 
 import pytest
 
-from selfdistill.config import load_settings, make_settings, save_settings
+from selfdistill.config import load_settings, make_settings, read_settings, save_settings
 from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS
 from selfdistill.recipes import read_recipe, shipped
@@ -63,6 +64,13 @@ def test_a_runs_settings_are_a_recipe(here):
     (here / "broken.json").write_text("{")
     with pytest.raises(ValueError, match=r"'broken.json' is not JSON"):
         read_recipe("broken.json")
+
+
+def test_an_infinite_argument_is_kept(here):
+    settings = load_settings("quickstart", {"method": "purified_opsd", "method.clip": math.inf})
+    save_settings(settings, here / "settings.json")
+    for again in (load_settings("settings.json"), read_settings(here / "settings.json"), make_settings(settings.model_dump(mode="json"), {})):
+        assert again == settings and again.method.arguments == {"clip": math.inf}
 
 
 def test_a_decoding_sets_what_is_not_given(here):

@@ -39,7 +39,7 @@ from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object, nearest
 from selfdistill.judges import Judge
 from selfdistill.method import Method
-from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
+from selfdistill.methods import METHODS, WRAPPERS
 
 KINDS = (
     *(advantages, contexts, conversations, critics, divergences, judges, labels, notes, null_contexts, peers, policy_losses),
@@ -64,17 +64,11 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
 
     Arguments go to the innermost function that knows them. Raises ValueError on an unknown name or argument, or a value of another type.
     """
-    if bracket := unclosed(name):
-        raise ValueError(f"method {name!r} never closes its {bracket!r}; a wrapped one is written like grpo_plus(hsd)")
-    outer, inner = _nested(name)
+    function, (outer, inner) = functions_of(name)[0], _nested(name)
     if inner is not None:
-        wrapper = _find(outer, WRAPPERS)
-        own = {k: v for k, v in arguments.items() if k in list(inspect.signature(wrapper).parameters)[1:]}
+        own = {k: v for k, v in arguments.items() if k in list(inspect.signature(function).parameters)[1:]}
         method = build_method(inner, {k: v for k, v in arguments.items() if k not in own}, max_completion_length=max_completion_length)
-        return wrapper(method, **_values(wrapper, own))
-    function = load_object(outer) if ":" in outer else _find(outer, METHODS)
-    if not callable(function):
-        raise ValueError(f"{outer!r} must be a function that returns a selfdistill.Method, not a {type(function).__name__}")
+        return function(method, **_values(function, own))
     known = inspect.signature(function).parameters
     for key in arguments:
         if key not in known:
@@ -91,23 +85,17 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
     return method
 
 
-def controls_of(name: str, method: Method) -> dict[str, Method]:
-    """The controls and ablations that change a method, by what is written after --method."""
-    found: dict[str, Method] = {}
-    for control in CONTROLS:
-        options = [
-            (key, option)
-            for key, p in inspect.signature(control).parameters.items()
-            if get_origin(p.annotation) is Literal
-            for option in get_args(p.annotation)
-        ]
-        for key, option in options or [("", "")]:
-            try:
-                changed = control(method, **({key: option} if key else {}))
-            except ValueError:
-                continue
-            found[f"'{control.__name__}({name})'" + (f" --method.{key} {option}" if key else "")] = changed
-    return {written: changed for written, changed in found.items() if changed != method}
+def functions_of(name: str) -> list[Callable[..., Method]]:
+    """The functions behind a method's name, from the outermost to the one that stands alone. Raises ValueError on an unknown one."""
+    if bracket := unclosed(name):
+        raise ValueError(f"method {name!r} never closes its {bracket!r}; a wrapped one is written like grpo_plus(hsd)")
+    outer, inner = _nested(name)
+    if inner is not None:
+        return [_find(outer, WRAPPERS), *functions_of(inner)]
+    function: Callable[..., Method] = load_object(outer) if ":" in outer else _find(outer, METHODS)
+    if not callable(function):
+        raise ValueError(f"{outer!r} must be a function that returns a selfdistill.Method, not a {type(function).__name__}")
+    return [function]
 
 
 def build_conversation(text: str) -> Conversation:

@@ -38,7 +38,7 @@ from selfdistill.brackets import unclosed
 from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object, nearest
 from selfdistill.judges import Judge
-from selfdistill.method import Method
+from selfdistill.method import Method, text_of
 from selfdistill.methods import METHODS, WRAPPERS
 
 KINDS = (
@@ -55,6 +55,7 @@ PARTS: Mapping[str, type] = {
 
 CALL = re.compile(r"\w+\(")
 """How the call of a part begins."""
+OPEN_ENDED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 NOUNS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", tuple: "a tuple in brackets"}
 """Types that are no parts, by what a user calls them."""
 
@@ -77,7 +78,7 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
     if "max_completion_length" in known:
         given.setdefault("max_completion_length", max_completion_length)
     for key, parameter in known.items():
-        if key not in given and parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if key not in given and parameter.default is parameter.empty and parameter.kind not in OPEN_ENDED:
             raise ValueError(f"method {outer!r} needs its argument {key!r}; set method.{key}")
     method = function(**given)
     if not isinstance(method, Method):
@@ -96,6 +97,22 @@ def functions_of(name: str) -> list[Callable[..., Method]]:
     if not callable(function):
         raise ValueError(f"{outer!r} must be a function that returns a selfdistill.Method, not a {type(function).__name__}")
     return [function]
+
+
+def arguments_of(name: str) -> dict[str, str]:
+    """What a method's settings may set, with defaults as they would be written, wrappers' first. Raises ValueError on an unknown name."""
+    *wrappers, alone = functions_of(name)
+    known = [p for wrapper in wrappers for p in list(inspect.signature(wrapper).parameters.values())[1:]]
+    known += [p for p in inspect.signature(alone).parameters.values() if p.name not in {k.name for k in known} and p.kind not in OPEN_ENDED]
+    return {p.name: _default(p) for p in known}
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    if parameter.name == "max_completion_length":
+        return "sampling.max_completion_length"
+    if parameter.default is parameter.empty:
+        return "needed"
+    return str(parameter.default).lower() if parameter.default is None or isinstance(parameter.default, bool) else text_of(parameter.default)
 
 
 def build_conversation(text: str) -> Conversation:

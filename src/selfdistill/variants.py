@@ -117,7 +117,7 @@ def _around(name: str, method: Method) -> Iterator[Variant]:
 def _within(name: str) -> Iterator[Variant]:
     """What is listed for the method and for what wraps it."""
     for function in functions_of(name):
-        for settings, why in ABLATIONS.get(function.__name__, ()):
+        for settings, why in ABLATIONS.get(getattr(function, "__name__", ""), ()):
             arguments = {key: value for key, value in settings.items() if key != "name"}
             called = name.replace(function.__name__, settings["name"]) if "name" in settings else name
             yield Variant(_flags(called, arguments), why, build_method(called, arguments, max_completion_length=1024))

@@ -1,7 +1,7 @@
 """What the smaller commands do: names and paths in, a printed page or a folder out."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -36,21 +36,32 @@ def list_methods() -> None:
 
 
 def describe_method(name: str, *, vs: str | None) -> None:
-    """All parts, or the differing ones side by side."""
+    """What a method is in a sentence, its parts and its arguments; or the differing parts side by side."""
     from selfdistill.method import describe, diff
-    from selfdistill.method_names import build_method
+    from selfdistill.method_names import arguments_of, build_method, functions_of
 
     method = build_method(name, {}, max_completion_length=1024)
+    if vs is not None:
+        other = build_method(vs, {}, max_completion_length=1024)
+        out.print(_columns(("part", name, vs), [(part, *texts) for part, texts in diff(method, other).items()]))
+        return
+    for function in functions_of(name):
+        said = ": ".join(filter(None, (getattr(function, "__name__", name), _first_line(function))))
+        out.print(escape(said), soft_wrap=False)
+    out.print()
+    out.print(_columns(("part", name), list(describe(method).items())))
+    if arguments := arguments_of(name):
+        out.print()
+        out.print(_columns(("argument", "default"), [(f"--method.{key}", text) for key, text in arguments.items()]))
+
+
+def _columns(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(box=None)
-    for column in ("part", name) if vs is None else ("part", name, vs):
-        table.add_column(column, overflow="fold")
-    if vs is None:
-        for row in describe(method).items():
-            table.add_row(*map(escape, row))
-    else:
-        for part, (one, other) in diff(method, build_method(vs, {}, max_completion_length=1024)).items():
-            table.add_row(part, escape(one), escape(other))
-    out.print(table)
+    for title in titles:
+        table.add_column(escape(title), overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def list_controls(name: str) -> None:

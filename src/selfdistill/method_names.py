@@ -46,11 +46,13 @@ KINDS = (
     *(reductions, retrieval, rubrics, skills, sources, steps, targets, teachers, token_weights, transport, tutoring, windows, writers),
 )
 """The modules whose parts a setting may name."""
+DATA = (judges.Attempt, sources.Request)
+"""What flows between parts there, and is none."""
 PARTS: Mapping[str, type] = {
     name: value
     for module in KINDS
     for name, value in vars(module).items()
-    if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
+    if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__") and value not in DATA
 }
 
 CALL = re.compile(r"\w+\(")

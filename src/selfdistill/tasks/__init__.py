@@ -22,6 +22,11 @@ class Verdict(Protocol):
         ...
 
 
+def first_wrong(verdicts: Sequence[Verdict]) -> int | None:
+    """Index of the first step that is wrong; None where all hold or were mended."""
+    return next((i for i, verdict in enumerate(verdicts) if verdict.wrong), None)
+
+
 @runtime_checkable
 class Task(Protocol):
     """A dataset with its verifier.

@@ -66,6 +66,10 @@ class Following:
         return [Problem(prompt=f"w{i}", answer=f"w{i + 1}", solution=f"w{i + 1}", id=str(i)) for i in range(4)]
     def verify(self, problem, completion):
         return float(problem.answer in completion)
+
+class Grumbling(Following):
+    def feedback(self, problem, completion):
+        raise KeyError("gold")
 """
 
 
@@ -281,6 +285,7 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
         (["--tokens_per_batch", "8"], "tokens_per_batch = 8"),
         (["--reward", "mine:short"], "the reward function short returned 1 values for"),
         (["--reward", "mine:breaks"], "the reward function breaks raised KeyError: 'gold'"),
+        (["--task", "mine:Grumbling"], "the feedback of Grumbling raised KeyError: 'gold'"),
         (["--reward", "mine:rewrd"], "mine has no 'rewrd'; did you mean 'reward'"),
         (["--model", "bare"], "no tokenizer"),
         (["--model", "./absent"], "'./absent' is not a folder"),

@@ -49,7 +49,7 @@ class Task(Protocol):
 
 
 @contextmanager
-def asking(task: Task, name: str, *, otherwise: str) -> Iterator[Callable[[Problem, str], Any]]:
+def asking(task: Task, name: str, *, otherwise: str) -> Iterator[Callable[..., Any]]:
     """The task's own `name(problem, completion)`, for a stage that cannot do without it.
 
     Raises ValueError where the task has none, closed by what to do otherwise, and where it raises itself.

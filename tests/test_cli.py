@@ -60,6 +60,9 @@ def halved(*, clip: float) -> Method:
 def always() -> Method:
     return opsd()
 
+def topd(*, clip: float = 0.1) -> Method:
+    return opsd(clip=clip)
+
 class Following:
     templates = {}
     def problems(self, split):
@@ -246,6 +249,9 @@ def test_describe_lists_the_controls_of_a_method_of_ones_own(here, capsys):
     assert "--method 'no_clip(mine:always)' Entries of the divergence are not clipped. divergence: ForwardKL(clip=0.05) → ForwardKL()" in shown
     assert "--method 'null_context(mine:always)' --method.kind empty Every" in shown and "context: … → Blank(context=…)" in shown
     assert "constant_weight" not in shown
+    main(["describe", "grpo_plus(mine:topd)", "--controls"])
+    shown = capsys.readouterr().out
+    assert "--method 'grpo_plus(mine:topd)' --method.distill_coef 0" in shown and "lesson" not in shown
     main(["describe", "grpo", "--controls"])
     assert "no control changes anything of grpo" in capsys.readouterr().out
     assert "leave out --vs opsd" in refused(capsys, ["describe", "hsd", "--controls", "--vs", "opsd"])

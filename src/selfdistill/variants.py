@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from selfdistill.method import Method, diff
 from selfdistill.method_names import build_method, functions_of
-from selfdistill.methods import CONTROLS
+from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
 
 OWN = "Privileged((PeerSolution(First(), 0.5),))"
 JUDGED = (
@@ -116,8 +116,9 @@ def _around(name: str, method: Method) -> Iterator[Variant]:
 
 def _within(name: str) -> Iterator[Variant]:
     """What is listed for the method and for what wraps it."""
-    for function in functions_of(name):
-        for settings, why in ABLATIONS.get(getattr(function, "__name__", ""), ()):
+    # a function of the user's may have the name of one of ours
+    for function in (f for f in functions_of(name) if f in (*METHODS, *WRAPPERS)):
+        for settings, why in ABLATIONS.get(function.__name__, ()):
             arguments = {key: value for key, value in settings.items() if key != "name"}
             called = name.replace(function.__name__, settings["name"]) if "name" in settings else name
             yield Variant(_flags(called, arguments), why, build_method(called, arguments, max_completion_length=1024))

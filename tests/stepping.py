@@ -28,7 +28,7 @@ from selfdistill.tools import Tools
 from selfdistill.tutoring import AsWritten
 from selfdistill.types import Batch, Group, Packed, Problem, Rollout, TokenSignals, TrainingSample, View
 
-CONTROLLED = ["null_context(opsd)", "constant_weight(pw_opsd)", "no_clip(opsd)", "other_direction(hsd)", "other_weights(opsd)"]
+CONTROLLED = ["null_context(opsd)", "shuffled_peers(hsd)", "constant_weight(pw_opsd)", "no_clip(opsd)", "other_direction(hsd)", "other_weights(opsd)"]
 NAMES = [f.__name__ for f in METHODS] + CONTROLLED
 NAMES += [f"{w.__name__}({inner})" for w in WRAPPERS if w not in CONTROLS for inner in ("hsd", "opsd", "purified_opsd")]
 

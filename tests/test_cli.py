@@ -1,7 +1,9 @@
 """The command line from end to end on a tiny random model: what it leaves behind, what it says, and how it refuses."""
 
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,10 @@ from tiny_models import WORDS, tiny_model, tiny_tokenizer
 
 import selfdistill
 from selfdistill.cli import main
+from selfdistill.cli.actions import out
+from selfdistill.cli.overrides import parse_overrides
+from selfdistill.config import load_settings
+from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, WRAPPERS
 
 RECIPE = """
@@ -54,12 +60,19 @@ def halved(*, clip: float) -> Method:
 def always() -> Method:
     return opsd()
 
+def topd(*, clip: float = 0.1) -> Method:
+    return opsd(clip=clip)
+
 class Following:
     templates = {}
     def problems(self, split):
         return [Problem(prompt=f"w{i}", answer=f"w{i + 1}", solution=f"w{i + 1}", id=str(i)) for i in range(4)]
     def verify(self, problem, completion):
         return float(problem.answer in completion)
+
+class Grumbling(Following):
+    def feedback(self, problem, completion):
+        raise KeyError("gold")
 """
 
 
@@ -203,14 +216,42 @@ def test_methods_and_describe_print_what_a_method_is(capsys):
     shown = capsys.readouterr().out
     assert "PositionSigmoid" in shown and "SequenceMean" in shown and "divergence" not in shown
     main(["describe", "grpo_plus(sdpo)"])
-    assert "TopKTail" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("grpo_plus: GRPO + distill_coef x", "sdpo: JSD(0.5) over", "TopKTail", "--method.distill_coef 0.1", "--method.context Privileged("):
+        assert words in shown, words
+
+
+@pytest.mark.parametrize("function", METHODS, ids=lambda function: function.__name__)
+def test_describe_says_every_argument_with_its_default(function, monkeypatch, capsys):
+    """The text of a default is itself what may be written there."""
+    monkeypatch.setattr(out, "width", 400)
+    main(["describe", function.__name__])
+    shown = capsys.readouterr().out
+    assert inspect.getdoc(function).split("\n")[0][:60] in shown
+    given = dict(re.findall(r"^ --method\.(\w+) +(\S.*?) *$", shown, re.MULTILINE))
+    assert list(given) == list(inspect.signature(function).parameters)
+    length = ["--sampling.max_completion_length", "1024"]
+    flags = [f for key, text in given.items() if key != "max_completion_length" for f in (f"--method.{key}", text)]
+    settings = load_settings("quickstart", parse_overrides(["--method", function.__name__, *flags, *length]))
+    again = build_method(settings.method.name, settings.method.arguments, max_completion_length=1024)
+    assert again == build_method(function.__name__, {}, max_completion_length=1024)
+
+
+def test_describe_of_a_method_of_ones_own(here, capsys):
+    main(["describe", "mine:always"])
+    assert "always\n\n part" in capsys.readouterr().out
+    assert "method 'mine:halved' needs its argument 'clip'; set method.clip" in refused(capsys, ["describe", "mine:halved"])
 
 
 def test_describe_lists_the_controls_of_a_method_of_ones_own(here, capsys):
     main(["describe", "mine:always", "--controls"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--method 'no_clip(mine:always)' divergence: ForwardKL(clip=0.05) → ForwardKL()" in shown
-    assert "--method 'null_context(mine:always)' --method.kind empty context:" in shown and "Blank(context=…)" in shown and "constant_weight" not in shown
+    assert "--method 'no_clip(mine:always)' Entries of the divergence are not clipped. divergence: ForwardKL(clip=0.05) → ForwardKL()" in shown
+    assert "--method 'null_context(mine:always)' --method.kind empty Every" in shown and "context: … → Blank(context=…)" in shown
+    assert "constant_weight" not in shown
+    main(["describe", "grpo_plus(mine:topd)", "--controls"])
+    shown = capsys.readouterr().out
+    assert "--method 'grpo_plus(mine:topd)' --method.distill_coef 0" in shown and "lesson" not in shown
     main(["describe", "grpo", "--controls"])
     assert "no control changes anything of grpo" in capsys.readouterr().out
     assert "leave out --vs opsd" in refused(capsys, ["describe", "hsd", "--controls", "--vs", "opsd"])
@@ -250,6 +291,7 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
         (["--tokens_per_batch", "8"], "tokens_per_batch = 8"),
         (["--reward", "mine:short"], "the reward function short returned 1 values for"),
         (["--reward", "mine:breaks"], "the reward function breaks raised KeyError: 'gold'"),
+        (["--task", "mine:Grumbling"], "the feedback of Grumbling raised KeyError: 'gold'"),
         (["--reward", "mine:rewrd"], "mine has no 'rewrd'; did you mean 'reward'"),
         (["--model", "bare"], "no tokenizer"),
         (["--model", "./absent"], "'./absent' is not a folder"),

@@ -10,7 +10,7 @@ from selfdistill.config import keys, load_settings, make_settings, read_settings
 from selfdistill.conversations import RawSharded
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
-from selfdistill.method_names import build_conversation, build_method
+from selfdistill.method_names import PARTS, build_conversation, build_method
 from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd, sgsd, topd
 from selfdistill.policy_losses import ClippedRatio
 from selfdistill.recipes import read_recipe, shipped
@@ -233,6 +233,13 @@ def test_a_value_of_another_type_names_the_knob_and_what_it_takes(name, argument
     with pytest.raises(ValueError) as caught:
         build_method(name, arguments, max_completion_length=8)
     assert str(caught.value) == said
+
+
+def test_what_a_setting_may_name_does_something():
+    idle = [name for name, part in PARTS.items() if not any(callable(getattr(part, way, None)) for way in ("__call__", "start", "extract"))]
+    assert not idle and "EMA" in PARTS
+    with pytest.raises(ValueError, match="there is no part 'Attempt'"):
+        build_method("exprl", {"judge": "Attempt()"}, max_completion_length=8)
 
 
 def test_whole_numbers_are_numbers_and_lists_from_recipes_are_tuples():

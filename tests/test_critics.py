@@ -11,8 +11,8 @@ from selfdistill.contexts import Answer, Solution
 from selfdistill.critics import ModelCritic, TaskChecker
 from selfdistill.method import Method
 from selfdistill.steps import ClosedBy
+from selfdistill.tasks import first_wrong
 from selfdistill.tasks.arithmetic import Arithmetic
-from selfdistill.tasks.arithmetic.checker import first_wrong
 from selfdistill.tasks.arithmetic.mixture import Mixture
 from selfdistill.types import Group, Problem, Rollout
 

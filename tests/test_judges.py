@@ -7,7 +7,7 @@ from stepping import Bare, breaking, tools_of
 from test_critics import Says, rollout
 from tiny_models import tiny_policy
 
-from selfdistill.judges import Attempt, ModelJudge, StepJudge, likert
+from selfdistill.judges import Attempt, ModelJudge, StepJudge, WithoutReference, likert
 from selfdistill.method import Method
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.types import Group, Problem
@@ -50,6 +50,13 @@ def test_the_judge_sees_the_reference_and_says_when_it_cannot_tell(caplog):
     text = asked[0][-1]["content"]
     assert f"=== reference begins ===\n{PROBLEM.solution}\n===" in text and "=== attempt begins ===\nfirst\n===" in text and "Score: N" in text
     assert "2 of 3 judgements hold no score" in caplog.text
+
+
+def test_the_control_is_shown_neither_reference_nor_answer():
+    tools, asked = tools_of(tiny_policy(), Method()), []
+    told = replace(PROBLEM, solution="12 it is", privileged_context="12 again")
+    assert WithoutReference(ModelJudge(Says(("Score: 5", "Score: 1"), asked)))(attempts("first", "second", problem=told), tools) == [1.0, 0.0]
+    assert [PROBLEM.prompt in chat[-1]["content"] and "12" not in chat[-1]["content"] for chat in asked] == [True, True]
 
 
 def test_the_exact_judge_counts_steps_and_the_answer():

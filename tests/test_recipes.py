@@ -1,13 +1,20 @@
 """Recipes on top of others, published decodings, and the testbed's recipe of every method."""
 
+import inspect
 import json
+import math
 
 import pytest
 
-from selfdistill.config import load_settings, make_settings, save_settings
+from selfdistill.config import load_settings, make_settings, read_settings, save_settings
+from selfdistill.method import diff
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS
+from selfdistill.methods import METHODS, rlsd, sdpo_trust_region
+from selfdistill.policy_losses import ClippedRatio
 from selfdistill.recipes import read_recipe, shipped
+from selfdistill.reductions import TokenMean
+
+UNPUBLISHED = {"breaks_every", "control_share", "controls"}
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +72,13 @@ def test_a_runs_settings_are_a_recipe(here):
         read_recipe("broken.json")
 
 
+def test_an_infinite_argument_is_kept(here):
+    settings = load_settings("quickstart", {"method": "purified_opsd", "method.clip": math.inf})
+    save_settings(settings, here / "settings.json")
+    for again in (load_settings("settings.json"), read_settings(here / "settings.json"), make_settings(settings.model_dump(mode="json"), {})):
+        assert again == settings and again.method.arguments == {"clip": math.inf}
+
+
 def test_a_decoding_sets_what_is_not_given(here):
     """In a recipe, in Python, and on the command line over a run whose settings are all written out."""
     (here / "own.toml").write_text('[eval]\ndecoding = "opsd"\nnum_samples = 4\n')
@@ -76,6 +90,48 @@ def test_a_decoding_sets_what_is_not_given(here):
     assert (over.num_samples, over.temperature, over.top_p, over.num_problems) == (12, 0.6, 0.95, 250)
     kept = load_settings("opsd")
     assert kept.eval == make_settings({"eval": {"decoding": "opsd", "at_end": False, "batch_size": 16}}, {}).eval.model_copy(update={"decoding": None})
+
+
+def method_of(settings):
+    return build_method(settings.method.name, settings.method.arguments, max_completion_length=settings.sampling.max_completion_length)
+
+
+def test_rlsd_holds_what_its_paper_ran():
+    """2604.03128: 256 x 8 rollouts of 4096 tokens, lr 1e-6, clip 0.2 / 0.28, a mean over tokens, no KL to the start."""
+    found = load_settings("rlsd")
+    assert (found.prompts_per_step, found.sampling.num_generations, found.sampling.max_completion_length, found.optimizer.lr) == (256, 8, 4096, 1e-6)
+    method = method_of(found)
+    assert (method.policy_loss, method.reduction, method.reference_coef) == (ClippedRatio(0.2, 0.28), TokenMean(), 0.0)
+    assert diff(method, rlsd()).keys() == {"policy_loss", "reduction"} and found.model.lora is None
+
+
+def test_the_trust_region_is_sdpos_recipe_with_another_teacher():
+    found, base = load_settings("sdpo_trust_region"), load_settings("sdpo")
+    assert found.model_dump(exclude={"method", "output_dir"}) == base.model_dump(exclude={"method", "output_dir"})
+    assert method_of(found) == sdpo_trust_region(mix=0.05)
+    assert diff(method_of(found), method_of(base)).keys() == {"context", "teacher", "target"}
+
+
+@pytest.mark.parametrize(("one", "other"), [("purified_opsd", "opsd"), ("rcsd_writer", "rcsd"), ("opcod", "sdpo")])
+def test_what_a_paper_takes_from_another_is_taken_whole(one, other):
+    assert load_settings(one).optimizer == load_settings(other).optimizer
+    if one != "opcod":
+        assert load_settings(one).sampling == load_settings(other).sampling
+
+
+def test_hsd_is_measured_as_published():
+    found = load_settings("hsd").eval
+    assert (found.num_samples, found.temperature, found.top_p, found.max_completion_length) == (16, 1.0, 0.95, 4096)
+
+
+@pytest.mark.parametrize("name", [n for n in shipped() if "/" not in n and n not in ("quickstart", "tiny_base", "smollm2_chain_sum")])
+def test_a_papers_recipe_writes_out_defaults_and_says_where_they_are_from(name):
+    """Arguments that are numbers are in the recipe, so that a changed default does not change a published setting."""
+    settings = load_settings(name)
+    function = next(f for f in METHODS if f.__name__ == settings.method.name)
+    numbers = {k for k, p in inspect.signature(function).parameters.items() if type(p.default) in (int, float) and k not in UNPUBLISHED}
+    assert numbers <= settings.method.arguments.keys(), name
+    assert shipped()[name].read_text().startswith("# ")
 
 
 def test_every_method_has_a_recipe_for_the_testbed():

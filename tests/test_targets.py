@@ -44,6 +44,7 @@ def test_pmi_with_an_empty_reference_sharpens_the_base():
     given["teacher"] = given["base"]
     expected = (2 * given["base"] - given["reference"]).log_softmax(-1)
     torch.testing.assert_close(PMI(clip=1e8)(given), expected, atol=1e-7, rtol=0)
+    torch.testing.assert_close(PMI(clip=math.inf)(given), expected, atol=1e-12, rtol=0)
 
 
 def test_pmi_ignores_what_reference_alone_adds_to_both():

@@ -1,6 +1,7 @@
 """Feedback by the other model: whose is used, what of it is shown, and how often it leads astray."""
 
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from stepping import tools_of
 from tiny_models import tiny_groups, tiny_policy
 
 from selfdistill.method import Method
+from selfdistill.tasks.answers import in_words
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.tutoring import Anchored, AsWritten, BreakRates, Cognizance, PeerFeedback, concepts, without_answer
 from selfdistill.types import Group, Problem, Rollout
@@ -47,6 +49,54 @@ def test_the_answer_is_taken_out_wherever_it_stands_alone(text, kept):
     assert without_answer(text, "7") == kept
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "kept"),
+    [
+        ("it is 7.0, or seven, or 07, and 14/2", "7", "it is , or , or , and"),
+        ("the answer is 7.00; Seven! seventy-seven, seven-sided, 7/8 and -7 stay", "7", "the ; ! seventy-seven, seven-sided, 7/8 and -7 stay"),
+        ("\\boxed{7.0} but \\boxed{7 + 1} and \\boxed{8}", "7", "but \\boxed{ + 1} and \\boxed{8}"),
+        ("0.5, .5, 1/2 and \\dfrac{1}{2}, 50 stays", "\\frac{1}{2}", ", , and , 50 stays"),
+        ("minus seven, -7.0, \u22127; 7 stays", "-7", ", , ; 7 stays"),
+        ("one hundred and twenty-one, One Hundred Twenty One, 121.0", "121", ", ,"),
+        ("1000.50 and 1,000.5", "$1,000.50", "and"),
+        ("PARIS, paris", "Paris", ","),
+        ("it is 3, 4 here, 34 stays", "3, 4", "it is here, 34 stays"),
+    ],
+)
+def test_the_answer_is_taken_out_however_it_is_spelled(text, answer, kept):
+    assert without_answer(text, answer) == kept
+
+
+@dataclass(frozen=True)
+class Roughly:
+    """A task that takes what is within a tenth, in a box."""
+
+    isolated: bool = False
+
+    def problems(self, split):
+        return []
+
+    def verify(self, problem, completion):
+        if "?" in completion:
+            raise KeyError(completion)
+        found = re.search(r"boxed\{(.*)\}", completion)
+        return float(found is not None and abs(float(found[1]) - float(problem.answer)) < 0.1)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_what_the_task_calls_right_is_the_answer(isolated):
+    """A tolerance that no rule knows; a verifier that cannot read one of the words costs nothing but that."""
+    problem = Problem(prompt="How wide is the circle?", answer="3.14159")
+    told = "The circle is 3.14 wide, \\boxed{3.1} at most, not 3.4."
+    assert Anchored()(told, problem, Roughly(isolated=isolated)) == "The circle is wide, at most, not 3.4."
+    assert Anchored()("The circle: \\boxed{?}, 3.14159", problem, Roughly()) == "The circle: \\boxed{?},"
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "zero"), (13, "thirteen"), (40, "forty"), (-215, "minus two hundred fifteen"), (12_000, "twelve thousand")])
+def test_whole_numbers_have_words(value, words):
+    assert " ".join(in_words(value)) == words and in_words(10**6) == in_words(-(10**6)) == []
+
+
 def test_an_answer_of_signs_is_taken_out_and_none_changes_nothing():
     assert without_answer("it is (1+x)^2, no less", "(1+x)^2") == "it is , no less"
     assert without_answer("the 7", "") == "the 7"
@@ -59,6 +109,11 @@ def test_concepts_are_the_tasks_else_the_columns_else_the_questions_words():
     asked = Problem(prompt="Find the area of the triangle with sides 3 and 4, whose legs meet.")
     assert concepts(asked, plain) == ["area", "triangle", "sides", "legs", "meet"]
     assert concepts(replace(asked, columns={"concepts": ["Pythagoras"]}), plain) == ["Pythagoras"]
+
+
+def test_concepts_that_cannot_be_told_are_one_sentence():
+    with pytest.raises(ValueError, match="the concepts of Breaks raised KeyError"):
+        concepts(Problem(prompt="q"), type("Breaks", (Roughly,), {"concepts": lambda self, problem: {}["gold"]})())
 
 
 def test_feedback_that_names_no_concept_is_dropped():

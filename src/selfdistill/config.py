@@ -16,7 +16,8 @@ from selfdistill.recipes import decoding, expanded, named_anew, read_recipe
 class Table(BaseModel):
     """A part of the settings; the line under each key is what `--help` shows."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
+    # an argument may be infinite (no clip), which must not come back as none
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, ser_json_inf_nan="constants")
 
 
 class Section(Table):

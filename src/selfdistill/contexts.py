@@ -5,7 +5,7 @@ on every task. The student's own prompt is worded here too, by the kind "student
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 from selfdistill.peers import PeerChoice, Uniformly
@@ -223,7 +223,7 @@ class ThreeViews:
 
 @dataclass(frozen=True)
 class FromAnotherProblem:
-    """Null control: the inner context as it would be for the donor group's problem, around this group's own question.
+    """Null control: the inner context of another problem, the donor group's, around this group's own question.
 
     With `keep_answer`, answer and solution stay the problem's own and only peers are foreign. Needs the LendGroups stage.
     """
@@ -244,6 +244,12 @@ def lent(rollout: Rollout, group: Group, *, keep_answer: bool = False) -> tuple[
     donors = group.donor.rollouts
     shown = rollout if keep_answer else replace(rollout, feedback=donors[rollout.index % len(donors)].feedback)
     return shown, Group(problem=foreign, rollouts=donors, notes=group.notes if keep_answer else group.donor.notes)
+
+
+def holds(context: object, kind: type) -> bool:
+    """Whether a context is of this kind, or any part inside it is."""
+    inside = vars(context).values() if is_dataclass(context) else context if isinstance(context, tuple) else ()
+    return isinstance(context, kind) or any(holds(part, kind) for part in inside)
 
 
 def student_view(rollout: Rollout, problem: Problem) -> View:

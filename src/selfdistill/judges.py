@@ -3,12 +3,13 @@
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfdistill.contexts import Answer, Solution, TextSource
+from selfdistill.null_contexts import BLANK
 from selfdistill.tasks import Verdict, asking
 from selfdistill.tools import Tools
-from selfdistill.types import Group, Rollout
+from selfdistill.types import Group, Problem, Rollout
 from selfdistill.writers import Student, Writer, asked_about
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,21 @@ class StepJudge:
     def __call__(self, attempts: Sequence[Attempt], tools: Tools) -> list[float | None]:
         with asking(tools.task, "judge", otherwise='let a model judge: --method.judge "ModelJudge(Student())"') as judge:
             return [_share(judge(a.group.problem, a.text), ends=a.ends) for a in attempts]
+
+
+@dataclass(frozen=True)
+class WithoutReference:
+    """The control: the judge is shown a blank for the reference, and no answer (ExpRL, no reference)."""
+
+    judge: Judge = ModelJudge()
+
+    def __call__(self, attempts: Sequence[Attempt], tools: Tools) -> list[float | None]:
+        return self.judge([replace(a, group=replace(a.group, problem=without_reference(a.group.problem))) for a in attempts], tools)
+
+
+def without_reference(problem: Problem) -> Problem:
+    """The problem with nothing known about it, its reference a blank."""
+    return replace(problem, solution=BLANK, answer="", privileged_context="")
 
 
 def likert(text: str) -> float | None:

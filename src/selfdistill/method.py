@@ -100,14 +100,14 @@ def _unused(method: Method) -> set[str]:
 
 
 def _written(method: Method) -> dict[str, str]:
-    return {f.name: _text(getattr(method, f.name)) for f in fields(method)}
+    return {f.name: text_of(getattr(method, f.name)) for f in fields(method)}
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A part as the call that makes it, without the fields left at their defaults."""
     if isinstance(value, tuple):
-        return "(" + ", ".join(map(_text, value)) + ("," if len(value) == 1 else "") + ")"
+        return "(" + ", ".join(map(text_of, value)) + ("," if len(value) == 1 else "") + ")"
     if not dataclasses.is_dataclass(value):
         return getattr(value, "__qualname__", None) or repr(value)
     given = [f for f in fields(value) if f.repr and getattr(value, f.name) != f.default]
-    return f"{type(value).__name__}({', '.join(f'{f.name}={_text(getattr(value, f.name))}' for f in given)})"
+    return f"{type(value).__name__}({', '.join(f'{f.name}={text_of(getattr(value, f.name))}' for f in given)})"

@@ -38,23 +38,26 @@ from selfdistill.brackets import unclosed
 from selfdistill.conversations import Conversation
 from selfdistill.imports import load_object, nearest
 from selfdistill.judges import Judge
-from selfdistill.method import Method
-from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
+from selfdistill.method import Method, text_of
+from selfdistill.methods import METHODS, WRAPPERS
 
 KINDS = (
     *(advantages, contexts, conversations, critics, divergences, judges, labels, notes, null_contexts, peers, policy_losses),
     *(reductions, retrieval, rubrics, skills, sources, steps, targets, teachers, token_weights, transport, tutoring, windows, writers),
 )
 """The modules whose parts a setting may name."""
+DATA = (judges.Attempt, sources.Request)
+"""What flows between parts there, and is none."""
 PARTS: Mapping[str, type] = {
     name: value
     for module in KINDS
     for name, value in vars(module).items()
-    if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__")
+    if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "__dataclass_fields__") and value not in DATA
 }
 
 CALL = re.compile(r"\w+\(")
 """How the call of a part begins."""
+OPEN_ENDED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 NOUNS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", tuple: "a tuple in brackets"}
 """Types that are no parts, by what a user calls them."""
 
@@ -64,17 +67,11 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
 
     Arguments go to the innermost function that knows them. Raises ValueError on an unknown name or argument, or a value of another type.
     """
-    if bracket := unclosed(name):
-        raise ValueError(f"method {name!r} never closes its {bracket!r}; a wrapped one is written like grpo_plus(hsd)")
-    outer, inner = _nested(name)
+    function, (outer, inner) = functions_of(name)[0], _nested(name)
     if inner is not None:
-        wrapper = _find(outer, WRAPPERS)
-        own = {k: v for k, v in arguments.items() if k in list(inspect.signature(wrapper).parameters)[1:]}
+        own = {k: v for k, v in arguments.items() if k in list(inspect.signature(function).parameters)[1:]}
         method = build_method(inner, {k: v for k, v in arguments.items() if k not in own}, max_completion_length=max_completion_length)
-        return wrapper(method, **_values(wrapper, own))
-    function = load_object(outer) if ":" in outer else _find(outer, METHODS)
-    if not callable(function):
-        raise ValueError(f"{outer!r} must be a function that returns a selfdistill.Method, not a {type(function).__name__}")
+        return function(method, **_values(function, own))
     known = inspect.signature(function).parameters
     for key in arguments:
         if key not in known:
@@ -83,7 +80,7 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
     if "max_completion_length" in known:
         given.setdefault("max_completion_length", max_completion_length)
     for key, parameter in known.items():
-        if key not in given and parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if key not in given and parameter.default is parameter.empty and parameter.kind not in OPEN_ENDED:
             raise ValueError(f"method {outer!r} needs its argument {key!r}; set method.{key}")
     method = function(**given)
     if not isinstance(method, Method):
@@ -91,23 +88,33 @@ def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_leng
     return method
 
 
-def controls_of(name: str, method: Method) -> dict[str, Method]:
-    """The controls and ablations that change a method, by what is written after --method."""
-    found: dict[str, Method] = {}
-    for control in CONTROLS:
-        options = [
-            (key, option)
-            for key, p in inspect.signature(control).parameters.items()
-            if get_origin(p.annotation) is Literal
-            for option in get_args(p.annotation)
-        ]
-        for key, option in options or [("", "")]:
-            try:
-                changed = control(method, **({key: option} if key else {}))
-            except ValueError:
-                continue
-            found[f"'{control.__name__}({name})'" + (f" --method.{key} {option}" if key else "")] = changed
-    return {written: changed for written, changed in found.items() if changed != method}
+def functions_of(name: str) -> list[Callable[..., Method]]:
+    """The functions behind a method's name, from the outermost to the one that stands alone. Raises ValueError on an unknown one."""
+    if bracket := unclosed(name):
+        raise ValueError(f"method {name!r} never closes its {bracket!r}; a wrapped one is written like grpo_plus(hsd)")
+    outer, inner = _nested(name)
+    if inner is not None:
+        return [_find(outer, WRAPPERS), *functions_of(inner)]
+    function: Callable[..., Method] = load_object(outer) if ":" in outer else _find(outer, METHODS)
+    if not callable(function):
+        raise ValueError(f"{outer!r} must be a function that returns a selfdistill.Method, not a {type(function).__name__}")
+    return [function]
+
+
+def arguments_of(name: str) -> dict[str, str]:
+    """What a method's settings may set, with defaults as they would be written, wrappers' first. Raises ValueError on an unknown name."""
+    *wrappers, alone = functions_of(name)
+    known = [p for wrapper in wrappers for p in list(inspect.signature(wrapper).parameters.values())[1:]]
+    known += [p for p in inspect.signature(alone).parameters.values() if p.name not in {k.name for k in known} and p.kind not in OPEN_ENDED]
+    return {p.name: _default(p) for p in known}
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    if parameter.name == "max_completion_length":
+        return "sampling.max_completion_length"
+    if parameter.default is parameter.empty:
+        return "needed"
+    return str(parameter.default).lower() if parameter.default is None or isinstance(parameter.default, bool) else text_of(parameter.default)
 
 
 def build_conversation(text: str) -> Conversation:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.config import INCIDENTAL, MethodSettings, Settings
-from selfdistill.methods import CONTROLS, shuffled_context, shuffled_peers
+from selfdistill.methods import CONTROLS, shuffled_context
 
-ARGUMENTS = {f.__name__: tuple(signature(f).parameters)[1:] for f in (shuffled_context, shuffled_peers, *CONTROLS)}
+ARGUMENTS = {f.__name__: tuple(signature(f).parameters)[1:] for f in (shuffled_context, *CONTROLS)}
 """What each control takes beside the method."""
 FREE = ("seed", *INCIDENTAL, "eval")
 """Settings in which seeds of one method may differ; those of `eval` are compared apart."""

@@ -3,6 +3,7 @@
 Pointwise in time and without gradient. The student's own detached log-probs are in the mapping too, as "student".
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -29,13 +30,15 @@ class PMI:
     """
 
     clip: float = 10.0
-    """c in nats."""
+    """c in nats; inf: none."""
     beta: float = 1.0
 
     def __call__(self, views: Mapping[str, Float[Tensor, "tokens vocab"]]) -> Float[Tensor, "tokens vocab"]:
         gain = views["teacher"] - views["reference"]
         gain = gain - gain.mean(-1, keepdim=True)
-        return torch.log_softmax(views["base"] + self.clip * torch.tanh(gain / self.clip) / self.beta, dim=-1)
+        # inf times tanh(0) is no number
+        bounded = gain if self.clip == math.inf else self.clip * torch.tanh(gain / self.clip)
+        return torch.log_softmax(views["base"] + bounded / self.beta, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,15 @@ Flows in: the step's groups, each with the other model's group on the same probl
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 
 import torch
 
 from selfdistill.contexts import without_thinking, worded
-from selfdistill.tasks import Task
+from selfdistill.tasks import Task, asking
+from selfdistill.tasks.answers import NUMBER, in_words, number
+from selfdistill.tasks.grading import verified
 from selfdistill.tools import Tools
 from selfdistill.types import Group, Problem, Rollout
 from selfdistill.writers import Peer, Writer, peer_of
@@ -34,6 +38,10 @@ EMPTY = frozenset(
 )
 """Words of four letters and more that name nothing: a question's grammar, and what it asks to be done."""
 
+MARK = r"(?:(?:\bfinal\s+)?\banswer\b(?:\s+is)?\s*[:=]?\s*|####\s*)?"
+"""What stands before an answer."""
+BOX = r"\\boxed\{\s*(?P<said>(?:[^{}]|\{[^{}]*\})*?)\s*\}"
+
 
 @dataclass(frozen=True)
 class Cognizance:
@@ -54,10 +62,11 @@ class Anchored:
     """Feedback without the final answer, if it names one of the problem's concepts; rules only, no model is asked (OPCoD).
 
     [open] Whatever stands for the gold answer is taken out, as a word of its own, in a box or behind `answer`: also where it means another number.
+    So is a number or a box that the task's verifier calls right, such as 7.0 or 14/2 for 7, and a whole number in words.
     """
 
     def __call__(self, text: str, problem: Problem, task: Task) -> str | None:
-        kept = without_answer(text, problem.answer)
+        kept = without_answer(text, problem.answer, right=partial(_right, problem=problem, task=task))
         return kept if any(_named(concept, kept) for concept in concepts(problem, task)) else None
 
 
@@ -159,23 +168,33 @@ def best(group: Group) -> Rollout:
 def concepts(problem: Problem, task: Task) -> list[str]:
     """What a problem is about: the task's own `concepts(problem)`, else the column `concepts`.
 
-    [open] Else the words of the question with four letters or more that are not its grammar.
+    [open] Else the words of the question with four letters or more that are not its grammar. Raises ValueError where the task raises.
     """
-    if (known := getattr(task, "concepts", None)) is not None:
-        return list(known(problem))
+    if getattr(task, "concepts", None) is not None:
+        with asking(task, "concepts", otherwise="leave concepts out") as known:
+            return list(known(problem))
     if given := problem.columns.get("concepts"):
         return [given] if isinstance(given, str) else [str(concept) for concept in given]
     words = re.findall(rf"[^\W\d_]{{{LETTERS},}}", problem.question.lower())
     return [word for word in dict.fromkeys(words) if word not in EMPTY]
 
 
-def without_answer(text: str, answer: str) -> str:
-    """The text without the answer as a word of its own, the box around it and the mark before it; 7 is not in 17, 3.7 or x7."""
-    if not answer.strip():
+def without_answer(text: str, answer: str, *, right: Callable[[Sequence[str]], Sequence[bool]] = lambda said: [False] * len(said)) -> str:
+    """The text without the answer, the box around it and the mark before it; 7 is not in 17, 3.7 or x7.
+
+    The answer is its own words, a number of its value in digits or as an English word, and any number or box that is `right`.
+    """
+    if not (gold := answer.strip()):
         return text
-    gold = rf"(?<![\w.]){re.escape(answer.strip())}(?!\w|\.\d)"
-    said = rf"(?:(?:\bfinal\s+)?\banswer\b(?:\s+is)?\s*[:=]?\s*|####\s*)?(?:\\boxed\{{\s*{gold}\s*\}}|{gold})"
-    return re.sub(r"[ \t]+", " ", re.sub(said, "", text, flags=re.IGNORECASE)).strip()
+    value = number(gold)
+    spelled = _spelled(gold, value)
+    patterns = [re.compile(MARK + pattern, re.IGNORECASE) for pattern in (BOX, rf"(?:{spelled}|(?P<said>{NUMBER}))")]
+    said = list(dict.fromkeys(found["said"] for pattern in patterns for found in pattern.finditer(text) if found["said"]))
+    known = {token for token, holds in zip(said, right(said) if said else [], strict=True) if holds}
+    known |= {token for token in said if (value is not None and number(token) == value) or re.fullmatch(spelled, token, re.IGNORECASE)}
+    for pattern in patterns:
+        text = pattern.sub(lambda found: "" if found["said"] is None or found["said"] in known else found[0], text)
+    return re.sub(r"[ \t]+", " ", text).strip()
 
 
 def _peer(group: Group, tools: Tools) -> Group:
@@ -183,6 +202,25 @@ def _peer(group: Group, tools: Tools) -> Group:
     peer_of(tools)
     assert group.peer is not None, "groups are exchanged before they are annotated"
     return group.peer
+
+
+def _spelled(gold: str, value: Fraction | None) -> str:
+    """A pattern of the answer's own words, or of its number in English ones; of nothing for other numbers."""
+    if value is None:
+        return rf"(?<![\w.]){re.escape(gold)}(?!\w|\.\d)"
+    words = in_words(int(value)) if value.denominator == 1 else []
+    # seven is not in seventy-seven, nor in seven-sided
+    return r"(?<![\w-])" + r"[\s-]+(?:and\s+)?".join(words) + r"(?![\w-])" if words else "$^"
+
+
+def _right(said: Sequence[str], *, problem: Problem, task: Task) -> list[bool]:
+    """Which of these the task's verifier takes for the answer, boxed or behind `answer`; one that it cannot read is none."""
+    texts = [(problem, form.format(token)) for token in said for form in (r"\boxed{{{}}}", "answer {}")]
+    try:
+        rewards = verified(texts, task)
+    except ValueError:  # a verifier that raises on what no model wrote stops no run
+        return [False] * len(said)
+    return [any((reward or 0) >= 1 for reward in pair) for pair in zip(rewards[::2], rewards[1::2], strict=True)]
 
 
 def _named(concept: str, text: str) -> bool:

@@ -8,7 +8,8 @@ import pytest
 from planted import rollout, tools_with
 from tiny_models import full_logp, tiny_groups, tiny_policy
 
-from selfdistill.diagnostics.judge import BLANK, KINDS, Likelihood, judged, misplacement
+from selfdistill.diagnostics.judge import KINDS, Likelihood, judged, misplacement
+from selfdistill.null_contexts import BLANK
 from selfdistill.types import Group, Problem
 
 

@@ -1,39 +1,104 @@
 """Controls and ablations change one thing each, and say so where there is nothing to change."""
 
+import shlex
+from dataclasses import fields
+
 import pytest
 
+from selfdistill.cli import main
+from selfdistill.cli.overrides import parse_overrides
+from selfdistill.config import load_settings
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TopK
-from selfdistill.method import diff
-from selfdistill.method_names import build_method, controls_of
-from selfdistill.methods import constant_weight, gkd, grpo, hsd, no_clip, null_context, opd, opsd, other_direction, other_weights, pw_opsd, rcsd, sdpo
+from selfdistill.method import Method, diff
+from selfdistill.method_names import build_method
+from selfdistill.methods import (
+    METHODS,
+    ccopd,
+    constant_weight,
+    gkd,
+    hsd,
+    no_clip,
+    null_context,
+    opd,
+    opsd,
+    other_direction,
+    other_weights,
+    pw_opsd,
+    rcsd,
+    sdpo,
+    shuffled_context,
+    shuffled_peers,
+)
 from selfdistill.teachers import EMA, Frozen, Live
 from selfdistill.token_weights import Uniform
+from selfdistill.variants import ABLATIONS, controls_of
+
+WRAPPED = {
+    "grpo": [],
+    "opd": [],
+    "gkd": [],
+    "opsd": ["null_context", "no_clip", "other_direction", "other_weights"],
+    "pw_opsd": ["null_context", "constant_weight", "no_clip", "other_direction", "other_weights"],
+    "hsd": ["null_context", "shuffled_peers", "other_direction", "other_weights"],
+    "sdpo": ["null_context", "shuffled_peers", "constant_weight", "other_weights"],
+}
+CHANGES = {
+    "context": {"opsd.context", "sdpo.context", "opcod.context", "hsd.failed_only", "hsd.peer", "rcsd.with_reference", "sgsd.context", "rcsd.reason_first"},
+    "divergence": {"gkd.divergence", "sdpo.divergence"},
+    "token_weight": {"eopd.threshold", "sgsd.gate", "pw_opsd.value"},
+    "target": {"sdpo_trust_region.mix", "purified_opsd.clip"},
+    "source": {"dapo.tries", "gkd.on_policy_share", "sdft.skip_first", "ccopd.conversation"},
+    "credit": {"rlsd.clip", "grpo_blend.outcome_share"},
+    "reference_coef": {"hsd.reference_coef", "exprl.reference_coef", "exprl_process.reference_coef"},
+    "distill_coef": {"grpo_plus.distill_coef", "eopd.distill_coef"},
+    "label_coef": {"topd.trajectory_coef"},
+    "feedback": {
+        *("opcod.gate", "opcod.anchor", "rcsd.rubrics", "rcsd.reason_first", "sgsd.pairs", "sgsd.retrieval", "sgsd.every"),
+        *("step_critique.critic", "exprl.judge", "exprl_process.judge", "topd.lesson", "topd.transport", "topd_self.lesson"),
+    },
+}
+"""Which arguments of which methods an ablation may set to change a field."""
+LISTED = [f.__name__ for f in METHODS] + ["grpo_plus(pw_opsd)", "grpo_blend(sdpo)"]
+ENTRIES = [(owner, settings) for owner, entries in ABLATIONS.items() for settings, _ in entries]
 
 
-@pytest.mark.parametrize(
-    ("method", "controls"),
-    [
-        (grpo(), []),
-        (opd(), []),
-        (gkd(), []),
-        (opsd(), ["null_context", "no_clip", "other_direction", "other_weights"]),
-        (pw_opsd(), ["null_context", "constant_weight", "no_clip", "other_direction", "other_weights"]),
-        (hsd(), ["null_context", "other_direction", "other_weights"]),
-        (sdpo(), ["null_context", "constant_weight", "other_weights"]),
-    ],
-    ids=["grpo", "opd", "gkd", "opsd", "pw_opsd", "hsd", "sdpo"],
-)
-def test_a_method_lists_the_controls_that_change_it(method, controls):
-    found = controls_of("x", method)
-    assert list(dict.fromkeys(written.strip("'").split("(")[0] for written in found)) == controls
-    assert all(len(diff(method, control)) == (2 if "null" in written and "empty" not in written else 1) for written, control in found.items())
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_method_lists_the_wrappers_that_change_it(name):
+    method = build_method(name, {}, max_completion_length=1024)
+    found = {v.written: v.method for v in controls_of(name) if shlex.split(v.written)[1] != name}
+    assert list(dict.fromkeys(shlex.split(written)[1].split("(")[0] for written in found)) == WRAPPED[name]
+    lends = ("shuffled_peers", "kind shuffled", "kind wrong", "kind random")
+    assert all(len(diff(method, control)) == 1 + any(words in written for words in lends) for written, control in found.items())
 
 
-def test_what_is_listed_can_be_written():
-    for written, control in controls_of("opsd", opsd()).items():
-        name, *arguments = written.replace("'", "").split()
-        given = {key.removeprefix("--method."): value for key, value in zip(arguments[::2], arguments[1::2], strict=True)}
-        assert build_method(name, given, max_completion_length=9) == control
+@pytest.mark.parametrize("name", LISTED)
+def test_what_is_listed_trains_as_it_is_written(name, capsys):
+    """Through the command line's own reading of flags; a copied line is at most 100 columns."""
+    main(["describe", name, "--controls"])
+    shown = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 100 for line in shown)
+    copied = [line for line in shown if line.startswith("--method ")]
+    found = controls_of(name)
+    assert copied == [v.written for v in found] and len(set(copied)) == len(copied)
+    for variant in found:
+        settings = load_settings("quickstart", parse_overrides(shlex.split(variant.written)))
+        built = build_method(settings.method.name, settings.method.arguments, max_completion_length=1024)
+        assert built == variant.method != build_method(name, {}, max_completion_length=1024)
+
+
+@pytest.mark.parametrize(("owner", "settings"), ENTRIES, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+def test_an_ablation_changes_what_it_names_and_nothing_else(owner, settings):
+    name = f"{owner}(sdpo)" if owner in ("grpo_plus", "grpo_blend") else owner
+    given = {key: value for key, value in settings.items() if key != "name"}
+
+    def built(arguments):
+        return build_method(settings.get("name", name), arguments, max_completion_length=1024)
+
+    ablated, method = built(given), build_method(name, {}, max_completion_length=1024)
+    assert ablated in [v.method for v in controls_of(name)]
+    assert all(built({k: v for k, v in given.items() if k != key}) != ablated for key in given), "an argument that changes nothing"
+    changed = {f.name for f in fields(Method) if getattr(ablated, f.name) != getattr(method, f.name)}
+    assert changed == {field for field, arguments in CHANGES.items() for key in given if f"{owner}.{key}" in arguments}
 
 
 def test_ablations_of_parts_inside_parts():
@@ -47,6 +112,8 @@ def test_ablations_of_parts_inside_parts():
     ("control", "sentence"),
     [
         (lambda: null_context(opd()), "reads nothing beyond the student's prompt"),
+        (lambda: shuffled_context(ccopd()), "reads nothing beyond the student's prompt"),
+        (lambda: shuffled_peers(opsd()), "reads no successful peer"),
         (lambda: no_clip(hsd()), "no entry clip"),
         (lambda: no_clip(opd()), "distill_coef is 0"),
         (lambda: other_direction(gkd(divergence=JSD(0.3))), "no direction"),

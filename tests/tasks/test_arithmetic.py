@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from selfdistill.chat import Chat
-from selfdistill.tasks import Task
+from selfdistill.tasks import Task, first_wrong
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.tasks.arithmetic.checker import final_answer
 from selfdistill.tasks.arithmetic.mixture import Mixture
@@ -30,7 +30,7 @@ def test_is_a_task_whose_solutions_score_one_in_every_order():
         program = parse_question(problem.prompt)
         for text in (problem.solution, problem.columns["demonstration"], TASK.solution(program, rng)):
             assert TASK.verify(problem, text) == 1.0
-            assert TASK.first_wrong_step(problem, text) is None
+            assert first_wrong(TASK.judge(problem, text)) is None
 
 
 def test_splits_are_disjoint_for_every_seed_and_size():
@@ -76,12 +76,12 @@ def test_knobs_change_the_problems():
     ],
 )
 def test_first_wrong_step(text: str, wrong: int | None):
-    assert TASK.first_wrong_step(PROBLEM, text) == wrong
+    assert first_wrong(TASK.judge(PROBLEM, text)) == wrong
 
 
 def test_a_mending_must_follow_its_slip():
     apart = "a = 3 + 7 = a 11 ; c = 5 - 9 = c 15 ; oops a = 3 + 7 = a 10 ; b = a 10 * c 15 = b 17 ; d = b 17 + 2 = d 0 ; answer 0"
-    assert TASK.first_wrong_step(PROBLEM, apart) == 0
+    assert first_wrong(TASK.judge(PROBLEM, apart)) == 0
     assert [v.mended for v in TASK.judge(PROBLEM, MENDED)][:2] == [True, False]
 
 
@@ -152,7 +152,7 @@ def test_without_slips_all_work_is_right():
         assert all(example.trained)
         problem = Problem(prompt=example.messages[0]["content"].split(" ?")[0] + " ?")
         if len(example.messages) == 1 and " ?" in example.messages[0]["content"]:
-            assert TASK.first_wrong_step(problem, " ".join(example.words)) is None
+            assert first_wrong(TASK.judge(problem, " ".join(example.words))) is None
 
 
 def test_the_right_solution_is_never_followed_by_a_trained_slip():
@@ -164,7 +164,7 @@ def test_the_right_solution_is_never_followed_by_a_trained_slip():
             assert all(example.trained) or " ? " in text or text.startswith("solution")
             continue
         problem = Problem(prompt=prompt)
-        if TASK.first_wrong_step(problem, shown[1].removesuffix(" end")) is not None:
+        if first_wrong(TASK.judge(problem, shown[1].removesuffix(" end"))) is not None:
             assert all(example.trained)
             continue
         at = 0

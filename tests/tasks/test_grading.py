@@ -102,6 +102,29 @@ def test_the_environment_speaks_about_what_is_not_right_only() -> None:
     assert groups[0].rollouts[1].feedback["environment"].startswith("wrong")
 
 
+@dataclass(frozen=True)
+class Speaking(Exact):
+    """Says of a completion what it is given to say, or raises it."""
+
+    says: Any
+
+    def feedback(self, problem: Problem, completion: str) -> Any:
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.says
+
+
+def test_feedback_that_raises_or_is_no_text_is_one_sentence() -> None:
+    for says, said in ((KeyError("gold"), "the feedback of Speaking raised KeyError: 'gold'"), (3, "Speaking returned 3, which is neither text nor None")):
+        with pytest.raises(ValueError, match=said):
+            grade(groups_of(["a0", "x"]), Speaking(says))
+        grade(groups_of(["a0"]), Speaking(says))
+    for silent in (None, ""):
+        groups = groups_of(["x"])
+        grade(groups, Speaking(silent))
+        assert groups[0].rollouts[0].feedback == {}
+
+
 def test_a_reward_function_is_given_one_entry_a_completion_of_every_column() -> None:
     seen: dict[str, Any] = {}
 

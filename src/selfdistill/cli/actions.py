@@ -1,8 +1,9 @@
 """What the smaller commands do: names and paths in, a printed page or a folder out."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from selfdistill.types import Group
 
 out = Console(highlight=False, soft_wrap=True)
+LISTED = 100
+"""Columns of a list of controls, whatever the terminal's."""
 
 
 def list_methods() -> None:
@@ -33,38 +36,58 @@ def list_methods() -> None:
 
 
 def describe_method(name: str, *, vs: str | None) -> None:
-    """All parts, or the differing ones side by side."""
+    """What a method is in a sentence, its parts and its arguments; or the differing parts side by side."""
     from selfdistill.method import describe, diff
-    from selfdistill.method_names import build_method
+    from selfdistill.method_names import arguments_of, build_method, functions_of
 
     method = build_method(name, {}, max_completion_length=1024)
+    if vs is not None:
+        other = build_method(vs, {}, max_completion_length=1024)
+        out.print(_columns(("part", name, vs), [(part, *texts) for part, texts in diff(method, other).items()]))
+        return
+    for function in functions_of(name):
+        said = ": ".join(filter(None, (getattr(function, "__name__", name), _first_line(function))))
+        out.print(escape(said), soft_wrap=False)
+    out.print()
+    out.print(_columns(("part", name), list(describe(method).items())))
+    if arguments := arguments_of(name):
+        out.print()
+        out.print(_columns(("argument", "default"), [(f"--method.{key}", text) for key, text in arguments.items()]))
+
+
+def _columns(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(box=None)
-    for column in ("part", name) if vs is None else ("part", name, vs):
-        table.add_column(column, overflow="fold")
-    if vs is None:
-        for row in describe(method).items():
-            table.add_row(*map(escape, row))
-    else:
-        for part, (one, other) in diff(method, build_method(vs, {}, max_completion_length=1024)).items():
-            table.add_row(part, escape(one), escape(other))
-    out.print(table)
+    for title in titles:
+        table.add_column(escape(title), overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def list_controls(name: str) -> None:
-    """Every control and ablation of a method as it is written after --method, and what it changes."""
-    from selfdistill.method import UNUSED, diff
-    from selfdistill.method_names import build_method, controls_of
+    """Every control and ablation of a method as it is written after a command, what it is for, and the part it changes."""
+    from selfdistill.method import diff
+    from selfdistill.method_names import build_method
+    from selfdistill.variants import controls_of
 
     method = build_method(name, {}, max_completion_length=1024)
-    found = controls_of(name, method)
+    found = controls_of(name)
     if not found:
         out.print(f"no control changes anything of {escape(name)}")
-    for written, control in found.items():
+    for variant in found:
         # a line of its own each, so that a narrow terminal breaks none of what is to be copied
-        out.print(f"[bold]--method {escape(written)}[/]", soft_wrap=True)
-        for part, (one, other) in diff(method, control).items():
-            # a part around the method's own is shown as just that
-            out.print(escape(f"    {part}: {one} → {other.replace(one, '…') if one not in ('()', UNUSED) else other}"), soft_wrap=True)
+        out.print(f"[bold]{escape(variant.written)}[/]")
+        for line in (variant.why, *(_change(part, *texts) for part, texts in diff(method, variant.method).items())):
+            out.print(escape(fill(line, width=LISTED, initial_indent="    ", subsequent_indent="    ")))
+
+
+def _change(part: str, one: str, other: str) -> str:
+    """A part before and after, one around the method's own showing that as …; where that is long, its name."""
+    from selfdistill.method import UNUSED
+
+    inside = one in other and one not in ("()", UNUSED)
+    said = f"{part}: … → {other.replace(one, '…')}" if inside else f"{part}: {one} → {other}"
+    return said if len(said) <= LISTED - 4 else f"{part} changes"
 
 
 def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:

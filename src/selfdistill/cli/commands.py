@@ -115,7 +115,7 @@ class Methods(_Command):
 
 @dataclass(frozen=True)
 class Describe(_Command):
-    """Show the parts of a method, or only those in which it differs from another."""
+    """Show what a method is, its parts and its arguments, or only the parts in which it differs from another."""
 
     method: Positional[str]
     """A name like hsd or grpo_plus(hsd), or package.module:name."""

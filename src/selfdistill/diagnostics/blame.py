@@ -10,7 +10,7 @@ from selfdistill.diagnostics.drawing import GUIDE, bars, panels
 from selfdistill.diagnostics.readings import TokenReading
 from selfdistill.diagnostics.statistics import ratio, ratio_interval
 from selfdistill.steps import step_of_token
-from selfdistill.tasks import Verdict
+from selfdistill.tasks import Verdict, first_wrong
 from selfdistill.types import Problem
 
 PLACES = ("right rollout", "before", "wrong step", "after")
@@ -68,8 +68,7 @@ def blame(
 
 def _places(reading: TokenReading, verdicts: Sequence[Verdict], decode: Callable[[Sequence[int]], str]) -> numpy.ndarray:
     """The index in PLACES of every trained token."""
-    wrong = next((i for i, verdict in enumerate(verdicts) if verdict.wrong), None)
-    if wrong is None:
+    if (wrong := first_wrong(verdicts)) is None:
         return numpy.zeros(len(reading.position), dtype=int)
     text, ends, at = reading.rollout.text, [], 0
     for verdict in verdicts:

@@ -10,9 +10,8 @@ from selfdistill.contexts import Privileged, Solution
 from selfdistill.diagnostics.drawing import GUIDE, bars, panels
 from selfdistill.diagnostics.readings import token_readings
 from selfdistill.diagnostics.statistics import ratio, ratio_interval
-from selfdistill.judges import Attempt, Judge
+from selfdistill.judges import Attempt, Judge, without_reference
 from selfdistill.method import Method
-from selfdistill.null_contexts import BLANK
 from selfdistill.reading import start_readers
 from selfdistill.teachers import Live
 from selfdistill.tools import Tools
@@ -105,7 +104,7 @@ def _reference(kind: str, groups: Sequence[Group]) -> list[list[tuple[Rollout, P
     if kind == "correct":
         return [[(r, g.problem) for r in g.rollouts] for g in groups]
     if kind == "none":
-        return [[(r, replace(g.problem, solution=BLANK, answer="", privileged_context="")) for r in g.rollouts] for g in groups]
+        return [[(r, without_reference(g.problem)) for r in g.rollouts] for g in groups]
     others = [*groups[1:], *groups[:1]]
     return [[(r, _false(r, g, other.problem)) for r in g.rollouts] for g, other in zip(groups, others, strict=True)]
 

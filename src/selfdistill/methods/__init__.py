@@ -57,10 +57,10 @@ METHODS: tuple[Callable[..., Method], ...] = (
 )
 """What stands alone; each is found by its function's name."""
 
-CONTROLS: tuple[Callable[..., Method], ...] = (null_context, constant_weight, no_clip, other_direction, other_weights)
+CONTROLS: tuple[Callable[..., Method], ...] = (null_context, shuffled_peers, constant_weight, no_clip, other_direction, other_weights)
 """What shows whose a gain is; each changes one part of a method, or raises ValueError where it has no such part."""
 
-WRAPPERS: tuple[Callable[..., Method], ...] = (grpo_plus, grpo_blend, shuffled_context, shuffled_peers, *CONTROLS)
+WRAPPERS: tuple[Callable[..., Method], ...] = (grpo_plus, grpo_blend, shuffled_context, *CONTROLS)
 """What takes another method: written as wrapper(method), for example grpo_plus(hsd)."""
 
 __all__ = [f.__name__ for f in (*METHODS, *WRAPPERS)]

@@ -26,7 +26,7 @@ def other_direction(method: Method) -> Method:
 
 
 def other_weights(method: Method, *, teacher: TeacherWeights | None = None) -> Method:
-    """Other weights read the teacher's prompts: `teacher`, else the live student where they moved never, frozen ones where they did."""
+    """Other weights read the teacher's prompts: `teacher`, else live ones for frozen ones, frozen ones for any that move."""
     if not method.reads_teacher or isinstance(method.teacher, External):
         raise ValueError("this method's teacher is another model or none, which no other weights of the student can stand in for")
     return replace(method, teacher=teacher or (Live() if method.teacher == Frozen() else Frozen()))

@@ -3,20 +3,10 @@
 from dataclasses import replace
 from typing import Literal
 
-from selfdistill.contexts import FromAnotherProblem, FullPrompt, NoTeacher, SamePrompt
+from selfdistill.contexts import FromAnotherProblem, FullPrompt, NoTeacher, SamePrompt, SuccessfulPeer, holds
 from selfdistill.feedback import LendGroups
 from selfdistill.method import Method
 from selfdistill.null_contexts import Blank, Scrambled, Wrong
-
-
-def shuffled_context(method: Method) -> Method:
-    """Every teacher reads what belongs to the next problem of the step: its answer, solution and peers."""
-    return replace(method, feedback=(*method.feedback, LendGroups()), context=FromAnotherProblem(method.context))
-
-
-def shuffled_peers(method: Method) -> Method:
-    """Every teacher reads its own problem's answer, but peers of the next problem of the step."""
-    return replace(method, feedback=(*method.feedback, LendGroups()), context=FromAnotherProblem(method.context, keep_answer=True))
 
 
 def null_context(method: Method, *, kind: Literal["empty", "shuffled", "wrong", "random"] = "shuffled") -> Method:
@@ -29,3 +19,15 @@ def null_context(method: Method, *, kind: Literal["empty", "shuffled", "wrong", 
     parts = {"empty": Blank, "shuffled": FromAnotherProblem, "wrong": Wrong, "random": Scrambled}
     lenders = () if kind == "empty" else (LendGroups(),)
     return replace(method, feedback=(*method.feedback, *lenders), context=parts[kind](method.context))
+
+
+def shuffled_context(method: Method) -> Method:
+    """Every teacher reads what belongs to the next problem of the step: its answer, solution and peers."""
+    return null_context(method, kind="shuffled")
+
+
+def shuffled_peers(method: Method) -> Method:
+    """Every teacher reads its own problem's answer, but peers of the next problem of the step."""
+    if not method.reads_teacher or not holds(method.context, SuccessfulPeer):
+        raise ValueError("this method's teacher reads no successful peer, so those of another problem change nothing")
+    return replace(method, feedback=(*method.feedback, LendGroups()), context=FromAnotherProblem(method.context, keep_answer=True))

@@ -32,6 +32,6 @@ def topd(
     return replace(gkd(divergence=ReverseKL(), teacher=teacher), feedback=(stage,), labels=WindowMean(window), label_coef=trajectory_coef)
 
 
-def topd_self(*, teacher: TeacherWeights = Frozen()) -> Method:
+def topd_self(*, teacher: TeacherWeights = Frozen(), lesson: Lesson = Transported()) -> Method:
     """TOPD whose teacher is the model itself, shown the reference solution under OPSD's words."""
-    return replace(topd(teacher=teacher), context=Privileged((Solution(),), thinking=True))
+    return replace(topd(teacher=teacher, lesson=lesson), context=Privileged((Solution(),), thinking=True))

@@ -22,6 +22,11 @@ class Verdict(Protocol):
         ...
 
 
+def first_wrong(verdicts: Sequence[Verdict]) -> int | None:
+    """Index of the first step that is wrong; None where all hold or were mended."""
+    return next((i for i, verdict in enumerate(verdicts) if verdict.wrong), None)
+
+
 @runtime_checkable
 class Task(Protocol):
     """A dataset with its verifier.
@@ -44,7 +49,7 @@ class Task(Protocol):
 
 
 @contextmanager
-def asking(task: Task, name: str, *, otherwise: str) -> Iterator[Callable[[Problem, str], Any]]:
+def asking(task: Task, name: str, *, otherwise: str) -> Iterator[Callable[..., Any]]:
     """The task's own `name(problem, completion)`, for a stage that cannot do without it.
 
     Raises ValueError where the task has none, closed by what to do otherwise, and where it raises itself.

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from fractions import Fraction
 
 BOXED = "\\boxed{"
 HASHES = "####"
@@ -21,6 +22,15 @@ SPELLINGS = (
     (re.compile(r"(?<![A-Za-z\\]),?\s*\b(?:and|or)\b(?![A-Za-z])"), ","),
     (re.compile(r"\s+"), " "),
 )
+DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+NUMBER = rf"(?:\\[dt]?frac\{{-?[\d.]{{1,12}}\}}\{{-?[\d.]{{1,12}}\}}|(?<![\w.])(?:(?<!\))[-\u2212])?(?:{DIGITS})(?:/\d+)?(?!\w|\.\d))"
+"""A number in digits, as a pattern: 7, -7, 7.0, 1,000, 1/2, .5 or \\frac{1}{2}; not the 7 of x7, 3.7 or 7.5."""
+FRACTION = re.compile(r"\\[dt]?frac\{(.*)\}\{(.*)\}")
+UNITS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen"),
+    *("sixteen", "seventeen", "eighteen", "nineteen"),
+)
+TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
 def final_answer(completion: str, *, multiline: bool = False) -> str | None:
@@ -64,6 +74,31 @@ def score(completion: str, gold: str) -> float:
     """1 where the completion's final answer equals the gold one, else 0."""
     answer = final_answer(completion)
     return float(answer is not None and equal(answer, gold))
+
+
+def number(text: str) -> Fraction | None:
+    """The value of a text that is one number in digits, with or without a sign of percent or money; None of any other."""
+    bare = text.strip().strip("$%\\ ") if "frac" not in text else text.strip()
+    if len(bare) > LONGEST or not re.fullmatch(NUMBER, bare):
+        return None
+    above, below = found.groups() if (found := FRACTION.fullmatch(bare)) else (bare, "1")
+    try:
+        return Fraction(above.replace(",", "").replace("\u2212", "-")) / Fraction(below)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def in_words(value: int) -> list[str]:
+    """A whole number below a million as English words; none of a larger one."""
+    if value < 0:
+        return ["minus", *words] if (words := in_words(-value)) else []
+    if value < 20:
+        return [UNITS[value]]
+    if value < 100:
+        return [TENS[value // 10], *(in_words(value % 10) if value % 10 else [])]
+    size, name = (100, "hundred") if value < 1000 else (1000, "thousand")
+    rest = in_words(value % size) if value % size else []
+    return [*in_words(value // size), name, *rest] if value < 1_000_000 else []
 
 
 def _same_formula(answer: str, gold: str) -> bool:

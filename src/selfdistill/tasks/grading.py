@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from selfdistill.tasks import Task
+from selfdistill.tasks import Task, asking
 from selfdistill.tasks.isolation import WORKERS, run_isolated
 from selfdistill.types import Group, Problem, Rollout
 
@@ -40,21 +40,18 @@ class Weighted:
 def grade(groups: Sequence[Group], task: Task, *, reward: RewardFunction | None = None, timeout_s: float = 10.0, workers: int = WORKERS) -> None:
     """Sets every rollout's reward, and what the environment says of it where the task speaks.
 
-    A verifier that is late or dies scores 0, with a warning that counts them. Raises ValueError where a verifier raises, and
+    A verifier that is late or dies scores 0, with a warning that counts them. Raises ValueError where a verifier or `feedback` raises, and
     where a reward function raises or returns anything but one number or None a completion.
     """
     pairs = [(g.problem, r) for g in groups for r in g.rollouts]
     if reward is not None:
         rewards = call_reward(reward, pairs)
-    elif getattr(task, "isolated", False):
-        rewards = _verify_isolated(task, pairs, timeout_s=timeout_s, workers=workers)
     else:
-        rewards = _verify_inline(task, pairs)
-    speaks = getattr(task, "feedback", None)
-    for (problem, rollout), value in zip(pairs, rewards, strict=True):
+        rewards = verified([(problem, rollout.text) for problem, rollout in pairs], task, timeout_s=timeout_s, workers=workers)
+    for (_, rollout), value in zip(pairs, rewards, strict=True):
         rollout.reward = value
-        if speaks is not None and value is not None and value < 1:
-            rollout.feedback["environment"] = speaks(problem, rollout.text)
+    if getattr(task, "feedback", None) is not None:
+        _tell([(problem, rollout) for problem, rollout in pairs if rollout.reward is not None and rollout.reward < 1], task)
 
 
 def call_reward(reward: RewardFunction, pairs: Pairs) -> list[float | None]:
@@ -105,20 +102,38 @@ def _columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
     return {n: [p.columns.get(n) for p in problems] for n in names} | own
 
 
-def _verify_inline(task: Task, pairs: Pairs) -> list[float | None]:
+def _tell(failed: Pairs, task: Task) -> None:
+    """Writes what the task says of completions that are not right. Raises ValueError where it raises, or says what is no text."""
+    with asking(task, "feedback", otherwise="leave feedback out") as speak:
+        said = [speak(problem, rollout.text) for problem, rollout in failed]
+    for text, (_, rollout) in zip(said, failed, strict=True):
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"the feedback of {type(task).__name__} returned {text!r:.60}, which is neither text nor None")
+        if text:
+            rollout.feedback["environment"] = text
+
+
+def verified(texts: Sequence[tuple[Problem, str]], task: Task, *, timeout_s: float = 10.0, workers: int = WORKERS) -> list[float | None]:
+    """What the task's verifier says of each text as an answer to its problem. Late ones score 0. Raises ValueError where it raises."""
+    if getattr(task, "isolated", False):
+        return _verify_isolated(task, texts, timeout_s=timeout_s, workers=workers)
+    return _verify_inline(task, texts)
+
+
+def _verify_inline(task: Task, texts: Sequence[tuple[Problem, str]]) -> list[float | None]:
     name = _verifier(task)
     try:
-        values = [task.verify(problem, rollout.text) for problem, rollout in pairs]
+        values = [task.verify(problem, text) for problem, text in texts]
     except Exception as error:  # a user's code may raise anything; the run stops with its words
         raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
     return [_number(value, name) for value in values]
 
 
-def _verify_isolated(task: Task, pairs: Pairs, *, timeout_s: float, workers: int) -> list[float | None]:
-    outcomes = run_isolated(task.verify, [(problem, rollout.text) for problem, rollout in pairs], timeout_s=timeout_s, workers=workers)
-    late = [rollout.text for (_, rollout), outcome in zip(pairs, outcomes, strict=True) if outcome.late]
+def _verify_isolated(task: Task, texts: Sequence[tuple[Problem, str]], *, timeout_s: float, workers: int) -> list[float | None]:
+    outcomes = run_isolated(task.verify, texts, timeout_s=timeout_s, workers=workers)
+    late = [text for (_, text), outcome in zip(texts, outcomes, strict=True) if outcome.late]
     if late:
-        counts = f"{len(late)} of {len(pairs)} completions"
+        counts = f"{len(late)} of {len(texts)} completions"
         log.warning("%s was not done within %g s, or crashed, on %s; they score 0: %.80r", _verifier(task), timeout_s, counts, late[0])
     for outcome in outcomes:
         if outcome.error:

@@ -7,7 +7,8 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Literal
 
-from selfdistill.tasks.arithmetic.checker import Verdict, final_answer, first_wrong, judge, slips
+from selfdistill.tasks import first_wrong
+from selfdistill.tasks.arithmetic.checker import Verdict, final_answer, judge, slips
 from selfdistill.tasks.arithmetic.programs import (
     Program,
     canonical_hash,
@@ -122,10 +123,6 @@ class Arithmetic:
         """Which words of a completion are wrong numbers given what was written before them."""
         assert isinstance(problem.prompt, str)
         return slips(parse_question(problem.prompt), completion, modulus=self.modulus)
-
-    def first_wrong_step(self, problem: Problem, completion: str) -> int | None:
-        """Index of the first step that does not hold given what was written before it; None where all hold."""
-        return first_wrong(self.judge(problem, completion))
 
     def critique(self, problem: Problem, completion: str) -> str:
         """The completion word for word up to its first error, that step mended, and on from there correctly."""

@@ -53,11 +53,6 @@ def judge(program: Program, completion: str, *, modulus: int) -> list[Verdict]:
     return [*verdicts, Verdict(line=None, holds=final_answer(completion) is not None and values.get(asked) == final_answer(completion), text=last)]
 
 
-def first_wrong(verdicts: list[Verdict]) -> int | None:
-    """Index of the first line that does not hold and is not mended."""
-    return next((i for i, verdict in enumerate(verdicts) if verdict.wrong), None)
-
-
 def slips(program: Program, completion: str, *, modulus: int) -> set[int]:
     """Which words are wrong numbers: operands that are not their names' values, and results that do not follow from the operands."""
     values: dict[str, int] = {}

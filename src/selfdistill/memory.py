@@ -46,9 +46,15 @@ def estimate(policy: Policy, readers: Readers, settings: Settings, problems: Ite
         "teachers": sum(p.numel() * p.element_size() for copy in copies for p in copy.parameters()),
         "optimizer": 3 * trained,
         "activations": activations,
-        "scoring": SCORED_COPIES * 4 * CHUNK_ENTRIES.get(policy.device.type, CHUNK_ENTRIES["cpu"]),
+        "scoring": SCORED_COPIES * 4 * CHUNK_ENTRIES.get(policy.device.type, CHUNK_ENTRIES["cpu"]) + _head_gradient(policy),
     }
     return {name: value / GIB for name, value in parts.items()}
+
+
+def _head_gradient(policy: Policy) -> int:
+    """Bytes of the head's gradient of one micro-batch, before it joins the others."""
+    weight = policy.head.weight
+    return weight.numel() * weight.element_size() if weight.requires_grad else 0
 
 
 def together(models: Iterable[Mapping[str, float]]) -> dict[str, float]:

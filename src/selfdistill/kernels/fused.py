@@ -136,7 +136,7 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
-        return (None, None, *(g * upstream[0] for g in gradients), *(None for _ in gradients))
+        return (None, None, *(g.mul_(upstream[0]) for g in gradients), *(None for _ in gradients))
 
 
 def _between_rollouts(batch: Batch, students: int, block: int) -> list[int]:

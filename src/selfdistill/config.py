@@ -34,7 +34,7 @@ class Section(Table):
         return value
 
 
-INCIDENTAL = ("output_dir", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints")
+INCIDENTAL = ("output_dir", "trackers", "log_samples_every", "checkpoint_every", "keep_checkpoints", "profile")
 """Settings of what a run prints and keeps, on which nothing that it learns depends."""
 
 
@@ -200,6 +200,8 @@ class Settings(Section):
     """Where metrics go besides metrics.jsonl; one name or a list."""
     log_samples_every: int = Field(default=10, ge=0)
     """Prints a completion each that many steps; 0: never."""
+    profile: bool = False
+    """Times the run's second step by part and traces its third into profile/."""
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from selfdistill.memory import estimate, explain_out_of_memory, together
 from selfdistill.method import describe
 from selfdistill.plots import learning_curve, pareto
 from selfdistill.preflight import prove_alignment
+from selfdistill.profiling import profiled
 from selfdistill.runlog import RunLog, require_trackers
 from selfdistill.sources import told
 from selfdistill.summary import summarize
@@ -82,6 +83,8 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
     """Trains, evaluates and writes everything a run leaves behind. Returns the run's folder."""
     console = console or Console()
     require_trackers(settings.trackers)
+    if settings.profile and settings.peer:
+        raise ValueError("profile = true watches one model, and with peer two learn in turns; leave one of the two out")
     runs = Run.open(settings, resume=resume)
     learners = [Learner(run=run, parts=assemble(run.settings), whose=whose) for run, whose in zip(runs, ("", " of the peer"), strict=False)]
     introduce([learner.parts.trainer for learner in learners])
@@ -180,7 +183,10 @@ def _train(learners: Sequence[Learner], held_out: Sequence[Problem], console: Co
             shows.append(open_until_the_end.enter_context(console.training(settings.steps, done=done, whose=learner.whose)))
             # what the alignment proof wrote is no step's
             learner.parts.sampler.written.tokens = 0
-        for results in lockstep([learner.parts.trainer for learner in learners]):
+        steps = lockstep([learner.parts.trainer for learner in learners])
+        if settings.profile:
+            steps = profiled(steps, learners[0].parts.trainer, folder=learners[0].run.folder / "profile", console=console.out)
+        for results in steps:
             for learner, result, log, show in zip(learners, results, logs, shows, strict=True):
                 start = time.perf_counter()
                 log.rollouts(result.groups, result.samples, step=result.step)

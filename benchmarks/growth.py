@@ -39,6 +39,8 @@ from selfdistill.types import Group, Problem, Rollout, Teaching, View
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+matplotlib.rcParams["svg.fonttype"] = "none"
+
 SIZES = {
     "cpu": {"hidden": 128, "layers": 2, "vocabulary": 4096, "prompt": 64, "completion": 64, "prompts": 4, "group": 4, "teachers": 1, "budget": 4096},
     "cuda": {"hidden": 1024, "layers": 8, "vocabulary": 32768, "prompt": 256, "completion": 512, "prompts": 4, "group": 8, "teachers": 1, "budget": 32768},
@@ -49,7 +51,7 @@ AXES: dict[str, dict[str, tuple[str, tuple[int, ...], dict[str, int]]]] = {
         "tokens": ("prompts", (4, 8, 16, 32), {}),
         "vocabulary": ("vocabulary", (8192, 16384, 32768, 65536), {}),
         "teachers": ("teachers", (1, 2, 4, 8), {}),
-        "context": ("prompt", (128, 256, 512, 1024, 2048), {"completion": 32, "prompts": 2}),
+        "context": ("prompt", (128, 256, 512, 1024, 2048), {"completion": 32, "prompts": 2, "budget": 8192}),
         "group": ("group", (4, 8, 16, 32), {"prompts": 2}),
     },
     "cuda": {
@@ -236,7 +238,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], picture: Path, *, title: str)
             panel.grid(alpha=0.3)
             if what in found["fits"]:
                 panel.set_title(f"exponent {found['fits'][what]['exponent']:.2f}", fontsize=9)
-            if column is panels.T[0]:
+            if axis == next(iter(results)):
                 panel.set_ylabel(unit)
         column[1].set_xlabel(LABELS[axis])
     figure.suptitle(title, fontsize=10)
@@ -250,18 +252,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--axes", nargs="+", default=list(LABELS), choices=tuple(LABELS))
     a = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
+    machine = {"processor": platform.processor() or platform.machine(), "device": a.device, "torch": torch.__version__}
+    results = measured_before(machine, SIZES[a.device])
     OUT.mkdir(exist_ok=True)
     title = f"learning, {a.device}, torch {torch.__version__}"
     for axis in a.axes:
         results[axis] = grow(axis, a.device)
         show(axis, results[axis])
         draw({axis: results[axis]}, OUT / f"growth_{axis}.svg", title=title)
-        machine = {"processor": platform.processor() or platform.machine(), "device": a.device, "torch": torch.__version__}
         # written as it goes, so that a run that is cut off leaves what it has
         (OUT / "growth.json").write_text(json.dumps({"machine": machine, "begins": SIZES[a.device], "axes": results}, indent=2) + "\n")
-    draw(results, OUT / "growth.svg", title=title)
+    draw({axis: results[axis] for axis in LABELS if axis in results}, OUT / "growth.svg", title=title)
     console.print(f"wrote {OUT / 'growth.json'} and {OUT / 'growth.svg'}")
+
+
+def measured_before(machine: Mapping[str, str], begins: Mapping[str, int]) -> dict[str, Any]:
+    """The axes that earlier calls measured on this machine from the same beginning."""
+    path = OUT / "growth.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found["axes"] if (found.get("machine"), found.get("begins")) == (machine, begins) else {}
 
 
 if __name__ == "__main__":

@@ -290,10 +290,8 @@ def _suggestion(where: str, model: type[BaseModel]) -> str:
     section, _, last = where.rpartition(".")
     if elsewhere := [key for key in known if key.rpartition(".")[2] == last]:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    if close := nearest(where, known):
-        return close
     here = [key for key in known if key.rpartition(".")[0] == ("model" if section == "peer" else section)]
-    return f"; known here: {', '.join(sorted(here))}"
+    return nearest(where, known) or f"; known here: {', '.join(sorted(here))}"
 
 
 def _section(info: FieldInfo) -> type[BaseModel] | None:

@@ -15,6 +15,7 @@ from tiny_models import WORDS, tiny_model, tiny_tokenizer
 
 import selfdistill
 from selfdistill.cli import main
+from selfdistill.evaluate import Evaluation
 from selfdistill.methods import METHODS, WRAPPERS
 
 RECIPE = """
@@ -137,8 +138,11 @@ def test_training_leaves_a_whole_run(trained):
     watched = {"reward", "loss", "loss_distill", "loss_reference", "taught_share", "entropy", "target_entropy", "mean_length", "truncated", "tokens_per_s"}
     phases = {f"seconds_{phase}" for phase in ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")}
     assert all(watched | phases <= row.keys() for row in metrics)
-    assert "eval_avg_at_k" in metrics[1] and "eval_avg_at_k" not in metrics[2]
-    summary = json.loads((run / "summary.json").read_text())
+    logged = {name.removeprefix("eval_"): value for name, value in metrics[1].items() if name.startswith("eval_")}
+    own = Evaluation.from_json(json.loads((run / "evaluations" / "step_000002.json").read_text())).figures()
+    (low, high), summary = own.pop("ci95"), json.loads((run / "summary.json").read_text())
+    assert logged == own | {"ci95_low": low, "ci95_high": high} and logged.keys() - summary["base"].keys() == {"ci95_low", "ci95_high"}
+    assert not any(name.startswith("eval_") for name in metrics[2])
     assert summary["difference"] == pytest.approx(summary["trained"]["avg_at_k"] - summary["base"]["avg_at_k"], abs=1e-4)
     assert (summary["method"], summary["num_problems"], summary["num_samples"]) == ("hsd", 3, 2)
     assert sorted(p.name for p in (run / "evaluations").iterdir()) == ["step_000000.json", "step_000002.json", "step_000003.json"]

@@ -168,8 +168,9 @@ def _figures(entry: Entry, beside: Mapping[int, Comparison]) -> dict[str, float 
 
 
 def _of_models(evaluations: Sequence[Evaluation]) -> dict[str, float | None]:
-    names = ("avg_at_k", "pass_at_k", "maj_at_k", "distinct_answers", "entropy", "truncated", "mean_length")
-    return {name: _mean([getattr(evaluation, name) for evaluation in evaluations]) for name in names}
+    """Means over seeds; an interval is of one seed's problems and has none."""
+    each = [evaluation.figures() for evaluation in evaluations]
+    return {name: _mean([figures[name] for figures in each]) for name in each[0] if name != "ci95"}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

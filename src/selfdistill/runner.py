@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from selfdistill import checkpoint
 from selfdistill.api import Assembled, assemble, make_eval_sampler, members
@@ -217,7 +216,8 @@ def _shown(result: StepResult, settings: Settings) -> bool:
     return bool(settings.log_samples_every) and (result.step == 1 or result.step % settings.log_samples_every == 0)
 
 
-def _eval_metrics(evaluation: Evaluation) -> dict[str, Any]:
-    low, high = evaluation.ci95
-    figures = {"avg_at_k": evaluation.avg_at_k, "pass_at_k": evaluation.pass_at_k, "ci95_low": low, "ci95_high": high}
-    return {f"eval_{name}": value for name, value in figures.items()} | {"eval_truncated": evaluation.truncated, "eval_mean_length": evaluation.mean_length}
+def _eval_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation's figures as trackers take them: a number each."""
+    figures = evaluation.figures()
+    low, high = figures.pop("ci95")
+    return {f"eval_{name}": value for name, value in (figures | {"ci95_low": low, "ci95_high": high}).items() if value is not None}

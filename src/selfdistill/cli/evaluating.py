@@ -79,9 +79,9 @@ def figures(result: Evaluation) -> dict[str, Any]:
     k = len(result.scores[0])
     widths = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < k]
     passed = {f"pass@{n}": {"value": result.pass_at(n), "ci95": interval(result.passed(n))} for n in (*widths, k)}
-    own = {f"avg@{k}": {"value": result.avg_at_k, "ci95": result.ci95}, f"maj@{k}": {"value": result.maj_at_k, "ci95": interval(result.majority)}}
-    flat = {name: {"value": getattr(result, name)} for name in ("truncated", "mean_length", "entropy", "distinct_answers")}
-    return own | passed | flat
+    found = result.figures()
+    own = {f"avg@{k}": {"value": found["avg_at_k"], "ci95": found["ci95"]}, f"maj@{k}": {"value": found["maj_at_k"], "ci95": interval(result.majority)}}
+    return own | passed | {name: {"value": value} for name, value in found.items() if not name.endswith("_at_k") and name != "ci95"}
 
 
 def as_leaderboard(model: str, record: Mapping[str, Any], settings: Settings, *, vs: str | None, beside: Comparison | None) -> dict[str, Any]:
@@ -104,11 +104,10 @@ def as_leaderboard(model: str, record: Mapping[str, Any], settings: Settings, *,
 
 
 def _print(result: Evaluation) -> None:
-    k, (low, high) = len(result.scores[0]), result.ci95
-    out.print(f"avg@{k} {result.avg_at_k:.4f} [{low:.4f}, {high:.4f}]  pass@{k} {result.pass_at_k:.4f}  maj@{k} {result.maj_at_k:.4f}")
-    entropy = "" if result.entropy is None else f"  entropy {result.entropy:.4f} nats a token"
-    different = f"  {result.distinct_answers:.2f} different answers"
-    out.print(f"truncated {result.truncated:.4f}  mean length {result.mean_length:.1f} tokens{entropy}{different}")
+    k, f = len(result.scores[0]), result.figures()
+    out.print(f"avg@{k} {f['avg_at_k']:.4f} [{', '.join(f'{end:.4f}' for end in f['ci95'])}]  pass@{k} {f['pass_at_k']:.4f}  maj@{k} {f['maj_at_k']:.4f}")
+    entropy = "" if f["entropy"] is None else f"  entropy {f['entropy']:.4f} nats a token"
+    out.print(f"truncated {f['truncated']:.4f}  mean length {f['mean_length']:.1f} tokens{entropy}  {f['distinct_answers']:.2f} different answers")
 
 
 def _print_difference(vs: str, beside: Comparison, problems: int) -> None:

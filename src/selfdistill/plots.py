@@ -25,6 +25,8 @@ PANELS: tuple[tuple[str, str, Series], ...] = (
     ("divergence from the target", "nats a taught token", {"divergence": "divergence"}),
 )
 """Title, unit of the axis, and metrics with the names their lines bear."""
+FEW = 30
+"""Points that are marked each: more would be a thick line, one alone would be nothing without."""
 OF_THE_TEACHER = ("target_entropy", "divergence")
 """Say nothing of a step without taught rollouts."""
 
@@ -100,7 +102,7 @@ def _lines(axis: Any, rows: Sequence[Mapping[str, float]], series: Series) -> No
     drawn = {name: [(row["step"], row[name]) for row in rows if name in row and (row["taught_share"] or name not in OF_THE_TEACHER)] for name in series}
     drawn = {name: points for name, points in drawn.items() if points}
     for name, points in drawn.items():
-        axis.plot(*zip(*points, strict=True), label=series[name], marker="o" if len(points) == 1 else None)
+        axis.plot(*zip(*points, strict=True), label=series[name], marker="o" if len(points) <= FEW else None)
     if len(drawn) > 1:
         axis.legend(framealpha=0.7)
     if not drawn:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from selfdistill import checkpoint
-from selfdistill.api import Assembled, assemble, make_eval_sampler, members
+from selfdistill.api import SETTINGS, Assembled, assemble, make_eval_sampler, members
 from selfdistill.atomic import write_whole
 from selfdistill.config import INCIDENTAL, Settings, read_settings, save_settings
 from selfdistill.console import Console
@@ -82,7 +82,8 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
     console = console or Console()
     require_trackers(settings.trackers)
     runs = Run.open(settings, resume=resume)
-    learners = [Learner(run=run, parts=assemble(run.settings), whose=whose) for run, whose in zip(runs, ("", " of the peer"), strict=False)]
+    each = zip(runs, SETTINGS, ("", " of the peer"), strict=False)
+    learners = [Learner(run=run, parts=assemble(run.settings, setting=setting), whose=whose) for run, setting, whose in each]
     introduce([learner.parts.trainer for learner in learners])
     console.begin(runs[0].settings, describe(learners[0].parts.method), together(map(_memory, learners)))
     held_out = _held_out(learners[0].parts)

@@ -13,7 +13,7 @@ from selfdistill.runlog import ROLLOUT_SCHEMA
 from selfdistill.types import Group, Problem, Rollout
 
 if TYPE_CHECKING:
-    from selfdistill.models import Policy
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +88,13 @@ def rollout_from(row: Mapping[str, Any]) -> Rollout:
     return Rollout(**known)
 
 
-def require_own_tokens(groups: Sequence[Group], policy: "Policy") -> None:
-    """Raises ValueError where the rollouts' ids are not those of the policy's tokenizer: they read as another text than was written."""
+def require_own_tokens(groups: Sequence[Group], tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raises ValueError where the rollouts' ids are not the tokenizer's: they read as another text than was written."""
+    from selfdistill.chat import Chat
+
+    chat = Chat(tokenizer)
     for rollout in (r for g in groups for r in g.rollouts):
-        read = policy.chat.decode(rollout.completion_ids) if max(rollout.completion_ids, default=0) < len(policy.tokenizer) else None
+        read = chat.decode(rollout.completion_ids) if max(rollout.completion_ids, default=0) < len(tokenizer) else None
         if read != rollout.text:
             raise ValueError(f"these rollouts were written with another tokenizer than the model's: {rollout.text[:40]!r} reads as {(read or '')[:40]!r}")
 

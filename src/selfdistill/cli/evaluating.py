@@ -30,7 +30,7 @@ out = Console(highlight=False, soft_wrap=True)
 def evaluate_model(model: str, *, recipe: str, vs: str | None, overrides: Mapping[str, Any], output: Path | None, leaderboard: Path | None) -> None:
     """Prints a model's figures; a run's folder brings its own settings, under which the other model is measured too."""
     settings = settings_of(model, recipe, overrides)
-    record = measured(model, settings)
+    record = measured(model, settings, setting="MODEL")
     result, k = Evaluation.from_json(record), settings.eval.num_samples
     told = f", told as {settings.eval.conversation}" if build_conversation(settings.eval.conversation) != Full() else ""
     n = len(result.scores)
@@ -38,7 +38,7 @@ def evaluate_model(model: str, *, recipe: str, vs: str | None, overrides: Mappin
     _print(result)
     beside = None
     if vs is not None:
-        base = Evaluation.from_json(measured(vs, settings))
+        base = Evaluation.from_json(measured(vs, settings, setting="--vs"))
         beside = compare(base, result)
         out.print(f"{vs}, measured the same way")
         _print(base)
@@ -58,10 +58,10 @@ def settings_of(model: str, recipe: str, overrides: Mapping[str, Any]) -> Settin
     return make_settings(read_recipe(recipe), overrides, origin=recipe)
 
 
-def measured(model: str, settings: Settings) -> dict[str, Any]:
+def measured(model: str, settings: Settings, *, setting: str) -> dict[str, Any]:
     """The model's record, from the cache where it was measured before. Raises ValueError where there is nothing to measure it on."""
     conversation, task = build_conversation(settings.eval.conversation), load_task(settings.task)
-    policy = load_settings_policy(settings, str(latest(Path(model))) if (Path(model) / "settings.json").exists() else model)
+    policy = load_settings_policy(settings, str(latest(Path(model))) if (Path(model) / "settings.json").exists() else model, setting=setting)
     problems = list(worded(task, "test", settings))[: settings.eval.num_problems]
     if not problems:
         raise ValueError(f"the test split of {settings.task.name!r} has 0 problems to evaluate on")

@@ -183,6 +183,37 @@ def test_eval_measures_a_run_under_its_own_settings(trained, here, capsys):
     assert all(one == other for one, other in found["texts"]), "greedy samples of one problem are the same"
 
 
+def test_eval_refuses_what_would_change_nothing_and_names_what_is_missing(trained, here, capsys):
+    run = str(trained[0])
+    assert "--recipe quickstart would change nothing" in refused(capsys, ["eval", run, "--recipe", "quickstart"])
+    for key in ("steps", "optimizer.lr", "eval.every", "model.path", "stepz"):
+        assert f"--{key} changes nothing that is measured" in refused(capsys, ["eval", run, f"--{key}", "3"])
+    assert "MODEL = './absent' is not a folder" in refused(capsys, ["eval", "./absent", "--recipe", "recipe.toml"])
+    assert "--vs = './absent' is not a folder" in refused(capsys, ["eval", run, "--vs", "./absent"])
+    assert "method.teacher = './absent' is not a folder" in refused(
+        capsys, ["train", "recipe.toml", "--method", "opd", "--method.teacher", "External('./absent')"]
+    )
+    assert "peer.path = './absent' is not a folder" in refused(capsys, ["train", "recipe.toml", "--method", "sdpo", "--peer.path", "./absent"])
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(trained, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfdistill.cli.evaluating.evaluate_model", interrupted)
+    for arguments, said in (([], "the same command goes on after the last whole batch"), (["--eval.cache", "none"], "the same command starts anew")):
+        with pytest.raises(SystemExit) as left:
+            main(["eval", str(trained[0]), *arguments])
+        assert left.value.code == 130 and said in capsys.readouterr().err
+
+
+def test_torn_settings_are_a_sentence_that_names_them(trained, here, tmp_path, capsys):
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "settings.json").write_text((trained[0] / "settings.json").read_text()[:80])
+    assert str(torn / "settings.json") in refused(capsys, ["eval", str(torn)])
+
+
 def test_sample_answers_in_the_models_own_words(trained, here, capsys):
     run, _, _ = trained
     main(["sample", str(run), "w1 w2", "--n", "3", "--max-completion-length", "5"])

@@ -57,9 +57,8 @@ def load_policy(
     source, gguf = _resolve(path, setting)
     adapter = source if (Path(source) / "adapter_config.json").is_file() else None
     if adapter and lora:
-        raise ValueError(
-            f"{setting} = {path!r} is an adapter already, which training continues; leave out [{setting.removesuffix('.path')}.lora] or set {setting} to its base"
-        )
+        section = setting.removesuffix(".path")
+        raise ValueError(f"{setting} = {path!r} is an adapter already, which training continues; leave out [{section}.lora] or set {setting} to its base")
     # what is given finds the base again from another folder or machine, and says which file of a GGUF folder it was
     named = path in (SHIPPED, SMOLLM2) or not Path(path).expanduser().exists()
     base = path if named else str(Path(path).expanduser().resolve())

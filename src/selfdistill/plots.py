@@ -1,6 +1,5 @@
 """Pictures of a run, drawn from what it left on disk."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from selfdistill.atomic import parsed
 from selfdistill.compare import Row
 from selfdistill.evaluate import Evaluation
 
@@ -34,7 +34,7 @@ OF_THE_TEACHER = ("target_entropy", "divergence")
 def learning_curve(run: Path, *, title: str) -> Path | None:
     """run/learning_curve.png: accuracy on held-out problems, then reward, entropies, length, shares and divergence by step."""
     path = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [parsed(line, path) for line in path.read_text().splitlines()] if path.exists() else []
     if not rows:
         return None
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.2), layout="constrained")
@@ -126,5 +126,5 @@ def _accuracy(axis: Any, run: Path) -> None:
 
 
 def _point(path: Path) -> tuple[int, float, float, float]:
-    evaluation = Evaluation.from_json(json.loads(path.read_text()))
+    evaluation = Evaluation.from_json(parsed(path.read_text(), path))
     return int(path.stem.split("_")[1]), evaluation.avg_at_k, *evaluation.ci95

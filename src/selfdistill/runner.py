@@ -13,7 +13,7 @@ from pathlib import Path
 
 from selfdistill import checkpoint
 from selfdistill.api import SETTINGS, Assembled, assemble, make_eval_sampler, members
-from selfdistill.atomic import write_whole
+from selfdistill.atomic import parsed, write_whole
 from selfdistill.config import INCIDENTAL, Settings, read_settings, save_settings
 from selfdistill.console import Console
 from selfdistill.evaluate import Evaluation
@@ -62,8 +62,9 @@ class Run:
 
     def seconds(self) -> dict[str, float]:
         """What training and evaluation took, over all the times the run was resumed."""
-        steps = [json.loads(line)["seconds"] for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        evaluations = [json.loads(path.read_text())["seconds"] for path in self.evaluation(0).parent.glob("step_*.json")]
+        metrics = self.folder / "metrics.jsonl"
+        steps = [parsed(line, metrics)["seconds"] for line in metrics.read_text().splitlines()]
+        evaluations = [parsed(path.read_text(), path)["seconds"] for path in self.evaluation(0).parent.glob("step_*.json")]
         return {"train": sum(steps), "eval": sum(evaluations)}
 
 
@@ -198,7 +199,9 @@ def _train(learners: Sequence[Learner], held_out: Sequence[Problem], console: Co
 def _log(learner: Learner) -> RunLog:
     settings, resumed = learner.parts.settings, learner.run.resumed
     resumed_at = learner.parts.trainer.steps_done if resumed else None
-    return RunLog(learner.run.folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=resumed_at)
+    folder = learner.run.folder
+    name = f"{folder.parent.name}-peer" if learner.whose else folder.name
+    return RunLog(folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=resumed_at, name=name)
 
 
 def _save(learners: Sequence[Learner], *, keep: int) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfdistill.atomic import parsed
 from selfdistill.config import Settings, read_settings
 from selfdistill.evaluate import Evaluation
 from selfdistill.runlog import ROLLOUT_SCHEMA
@@ -28,7 +29,7 @@ class SavedRun:
         """One mapping a step, without the torn line that a kill may leave at the end."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [_parsed(line, path) for line in lines if line.endswith("\n")]
+        return [parsed(line, path) for line in lines if line.endswith("\n")]
 
     @cached_property
     def evaluations(self) -> dict[int, Evaluation]:
@@ -47,7 +48,7 @@ class SavedRun:
         if not path.exists():
             kept = f"it has steps {self.steps[0]} to {self.steps[-1]}" if self.steps else "it has none of any step"
             raise ValueError(f"{self.folder} has no rollouts of step {step}; {kept}")
-        rows = [_parsed(line, path) for line in path.read_text().splitlines()]
+        rows = [parsed(line, path) for line in path.read_text().splitlines()]
         if unknown := {row.get("schema") for row in rows} - {ROLLOUT_SCHEMA}:
             raise ValueError(f"{path} has rollouts of schema {unknown.pop()}, this version reads {ROLLOUT_SCHEMA}; read it with the version that wrote it")
         return rows
@@ -105,13 +106,6 @@ def _step(path: Path) -> int:
 
 def _evaluation(path: Path) -> Evaluation:
     try:
-        return Evaluation.from_json(_parsed(path.read_text(), path))
+        return Evaluation.from_json(parsed(path.read_text(), path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _parsed(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not whole JSON ({error}); it was cut off or changed: remove it or run again") from error

@@ -24,10 +24,14 @@ from selfdistill.tasks.loading import load_task
 
 FORMAT = 1
 """Of what --leaderboard writes."""
+SECTIONS = ("eval", "task", "reward", "sampling", "model", "seed", "output_dir")
+"""Settings that an evaluation depends on, or that say where it is kept."""
+TRAINING = ("eval.every", "eval.at_end", "model.path")
+"""Settings of these sections that it does not: MODEL is what is measured."""
 out = Console(highlight=False, soft_wrap=True)
 
 
-def evaluate_model(model: str, *, recipe: str, vs: str | None, overrides: Mapping[str, Any], output: Path | None, leaderboard: Path | None) -> None:
+def evaluate_model(model: str, *, recipe: str | None, vs: str | None, overrides: Mapping[str, Any], output: Path | None, leaderboard: Path | None) -> None:
     """Prints a model's figures; a run's folder brings its own settings, under which the other model is measured too."""
     settings = settings_of(model, recipe, overrides)
     record = measured(model, settings, setting="MODEL")
@@ -49,12 +53,18 @@ def evaluate_model(model: str, *, recipe: str, vs: str | None, overrides: Mappin
         write_whole(leaderboard, json.dumps(as_leaderboard(model, record, settings, vs=vs, beside=beside), indent=2) + "\n")
 
 
-def settings_of(model: str, recipe: str, overrides: Mapping[str, Any]) -> Settings:
-    """The settings a model is measured under: its run's own, else the recipe's."""
+def settings_of(model: str, recipe: str | None, overrides: Mapping[str, Any]) -> Settings:
+    """The settings a model is measured under: its run's own, else the recipe's. Raises ValueError on a setting that would change nothing."""
+    for key in overrides:
+        if key.partition(".")[0] not in SECTIONS or key in TRAINING:
+            raise ValueError(f"--{key} changes nothing that is measured; leave it out: eval takes settings of {', '.join(SECTIONS)}")
     own = Path(model) / "settings.json"
     if own.exists():
+        if recipe is not None:
+            raise ValueError(f"{model} is a run and measured under its own settings, so --recipe {recipe} would change nothing; leave it out")
         # the folder may have been moved since
         return make_settings(read_settings(own).model_dump() | {"output_dir": model}, overrides, origin=str(own))
+    recipe = recipe or "quickstart"
     return make_settings(read_recipe(recipe), overrides, origin=recipe)
 
 

@@ -20,6 +20,7 @@ from selfdistill.cli import main
 from selfdistill.cli.actions import out
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.config import load_settings
+from selfdistill.evaluate import Evaluation
 from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, WRAPPERS
 
@@ -150,8 +151,11 @@ def test_training_leaves_a_whole_run(trained):
     watched = {"reward", "loss", "loss_distill", "loss_reference", "taught_share", "entropy", "target_entropy", "mean_length", "truncated", "tokens_per_s"}
     phases = {f"seconds_{phase}" for phase in ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")}
     assert all(watched | phases <= row.keys() for row in metrics)
-    assert "eval_avg_at_k" in metrics[1] and "eval_avg_at_k" not in metrics[2]
-    summary = json.loads((run / "summary.json").read_text())
+    logged = {name.removeprefix("eval_"): value for name, value in metrics[1].items() if name.startswith("eval_")}
+    own = Evaluation.from_json(json.loads((run / "evaluations" / "step_000002.json").read_text())).figures()
+    (low, high), summary = own.pop("ci95"), json.loads((run / "summary.json").read_text())
+    assert logged == own | {"ci95_low": low, "ci95_high": high} and logged.keys() - summary["base"].keys() == {"ci95_low", "ci95_high"}
+    assert not any(name.startswith("eval_") for name in metrics[2])
     assert summary["difference"] == pytest.approx(summary["trained"]["avg_at_k"] - summary["base"]["avg_at_k"], abs=1e-4)
     assert (summary["method"], summary["num_problems"], summary["num_samples"]) == ("hsd", 3, 2)
     assert sorted(p.name for p in (run / "evaluations").iterdir()) == ["step_000000.json", "step_000002.json", "step_000003.json"]
@@ -190,6 +194,37 @@ def test_eval_measures_a_run_under_its_own_settings(trained, here, capsys):
     mean = sum(map(sum, found["scores"])) / 4
     assert f"avg@2 {mean:.4f}" in shown and "2 problems of data.jsonl" in shown
     assert all(one == other for one, other in found["texts"]), "greedy samples of one problem are the same"
+
+
+def test_eval_refuses_what_would_change_nothing_and_names_what_is_missing(trained, here, capsys):
+    run = str(trained[0])
+    assert "--recipe quickstart would change nothing" in refused(capsys, ["eval", run, "--recipe", "quickstart"])
+    for key in ("steps", "optimizer.lr", "eval.every", "model.path", "stepz"):
+        assert f"--{key} changes nothing that is measured" in refused(capsys, ["eval", run, f"--{key}", "3"])
+    assert "MODEL = './absent' is not a folder" in refused(capsys, ["eval", "./absent", "--recipe", "recipe.toml"])
+    assert "--vs = './absent' is not a folder" in refused(capsys, ["eval", run, "--vs", "./absent"])
+    assert "method.teacher = './absent' is not a folder" in refused(
+        capsys, ["train", "recipe.toml", "--method", "opd", "--method.teacher", "External('./absent')"]
+    )
+    assert "peer.path = './absent' is not a folder" in refused(capsys, ["train", "recipe.toml", "--method", "sdpo", "--peer.path", "./absent"])
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(trained, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfdistill.cli.evaluating.evaluate_model", interrupted)
+    for arguments, said in (([], "the same command goes on after the last whole batch"), (["--eval.cache", "none"], "the same command starts anew")):
+        with pytest.raises(SystemExit) as left:
+            main(["eval", str(trained[0]), *arguments])
+        assert left.value.code == 130 and said in capsys.readouterr().err
+
+
+def test_torn_settings_are_a_sentence_that_names_them(trained, here, tmp_path, capsys):
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "settings.json").write_text((trained[0] / "settings.json").read_text()[:80])
+    assert str(torn / "settings.json") in refused(capsys, ["eval", str(torn)])
 
 
 def test_sample_answers_in_the_models_own_words(trained, here, capsys):

@@ -1,10 +1,12 @@
 """Methods side by side: means, paired differences and intervals against plain loops; which runs belong together; what a reader is told."""
 
+import io
 import itertools
 from pathlib import Path
 
 import numpy
 import pytest
+from rich.console import Console
 from scipy.stats import binom
 from test_evaluate import evaluation
 
@@ -12,7 +14,7 @@ from selfdistill.compare import Entry, Trained, seeds_interval, side_by_side, to
 from selfdistill.config import make_settings
 from selfdistill.evaluate import Evaluation, compare
 from selfdistill.pairing import group, uncontrolled
-from selfdistill.tables import as_json, markdown, notes
+from selfdistill.tables import as_json, markdown, notes, points, terminal
 
 RNG = numpy.random.default_rng(3)
 PROBLEMS, SAMPLES = 30, 4
@@ -97,6 +99,22 @@ def test_the_page_says_what_was_run_and_what_failed():
     assert len(widths) == 1
     data = as_json(rows, make_settings({}, {}), reference="opsd")
     assert data["format"] == 1 and data["rows"][0]["gain"]["ci95"][0] < data["rows"][0]["gain"]["mean"]
+
+
+@pytest.mark.parametrize(("width", "shown"), [(124, "pass@4"), (120, "base"), (110, "trained"), (100, "minus opsd"), (80, "minus opsd")])
+def test_a_row_is_a_line_that_fits_the_terminal(width, shown):
+    lost = Entry(name="hsd", method="hsd", seeds={}, failed={0: "out of memory"})
+    null = entry("null_sdpo_trust_region", 0.5, control_of="opsd")
+    rows = side_by_side([entry("opsd", 0.9), null, entry("sdpo[2]", 0.7), lost])
+    with (console := Console(width=width, file=io.StringIO())).capture() as seen:
+        console.print(terminal(rows, k=4, reference="opsd", width=width))
+    title, heading, *lines = seen.get().splitlines()
+    assert len(lines) == len(rows) and max(map(len, (title, heading, *lines))) <= width
+    assert shown in heading and "…" not in heading and "sdpo[2]" in "".join(lines)
+    (own,) = (row for row in rows if row.control_of)
+    (line,) = (line for line in lines if "↳" in line)
+    assert f"{100 * own.under_method.mean:+.1f}" in line[heading.index("minus opsd") + 10 :], "what the method is over its control stands on the control's line"
+    assert (points(own.under_method) in line) == (width >= 100)
 
 
 def test_seeds_measured_on_other_problems_are_refused():

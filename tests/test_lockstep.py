@@ -11,7 +11,9 @@ from tiny_models import TEMPLATES, WORDS, tiny_model, tiny_policy, tiny_tokenize
 import selfdistill
 from selfdistill import checkpoint
 from selfdistill.api import assemble, members
+from selfdistill.cli import main
 from selfdistill.config import make_settings, read_settings
+from selfdistill.evaluate import Evaluation
 from selfdistill.lockstep import introduce, lockstep
 from selfdistill.memory import together
 from selfdistill.methods import dapo, opcod
@@ -110,6 +112,24 @@ def test_a_pair_leaves_two_whole_runs_and_one_picture(config):
     assert imread(run / "pareto.png").std() > 0.02
     with pytest.raises(ValueError, match="already holds a run"):
         execute(config())
+
+
+def test_a_pair_is_compared_model_by_model_each_with_its_own_base(config, tmp_path, capsys):
+    run = execute(config(steps=2, seed=3))
+    execute(config(steps=2, seed=3, output_dir=str(tmp_path / "alone"), method="sdpo"))
+    main(["compare", str(run), str(tmp_path / "alone"), "--reference", "sdpo", "--output", str(tmp_path / "table")])
+    assert "the other model of `run`" in capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "table" / "compare.json").read_text())["rows"]}
+    assert {name: row["peer_of"] for name, row in rows.items()} == {"run": None, "run, peer": "run", "alone": None, "alone, peer": "alone"}
+    assert [list(rows).index(f"{name}, peer") - list(rows).index(name) for name in ("run", "alone")] == [1, 1], "behind its pair's first model"
+    for name, folder in (("run", run), ("run, peer", run / "peer"), ("alone, peer", tmp_path / "alone" / "peer")):
+        base, trained = (Evaluation.from_json(json.loads((folder / "evaluations" / f"step_00000{step}.json").read_text())) for step in (0, 2))
+        assert rows[name]["figures"]["base_avg_at_k"] == base.avg_at_k and rows[name]["figures"]["avg_at_k"] == trained.avg_at_k
+        assert rows[name]["gain"]["mean"] == pytest.approx(trained.avg_at_k - base.avg_at_k)
+    apart = rows["run, peer"]["figures"]["avg_at_k"] - rows["alone, peer"]["figures"]["avg_at_k"]
+    assert rows["run, peer"]["over_reference"]["mean"] == pytest.approx(apart), "beside the reference's model that began with the same weights"
+    main(["compare", str(run / "peer"), "--output", str(tmp_path / "table")])
+    assert len(json.loads((tmp_path / "table" / "compare.json").read_text())["rows"]) == 1, "the other model alone is a run too"
 
 
 def test_a_pair_killed_between_its_two_checkpoints_resumes_bit_for_bit(config, tmp_path, monkeypatch):

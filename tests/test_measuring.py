@@ -1,12 +1,15 @@
 """A measurement is made once, by whoever asks first; one that is cut off goes on after its last whole batch and ends as if it had not been."""
 
 import json
+import os
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from test_resume import Words
 from tiny_models import tiny_policy, tiny_problems
 
@@ -14,7 +17,7 @@ from selfdistill.api import make_eval_sampler
 from selfdistill.config import make_settings
 from selfdistill.conversations import Full
 from selfdistill.evaluate import Evaluation, evaluate
-from selfdistill.measuring import Measurement
+from selfdistill.measuring import STALE_S, Measurement
 
 
 @pytest.fixture
@@ -158,6 +161,20 @@ def test_another_rope_other_stops_and_another_template_are_other_models(own):
         assert replace(own, policy=policy).key != key
     assert replace(own, policy=tiny_policy(seed=0)).key == key
     assert replace(own, reward=lambda prompts, completions: [0.0] * len(completions)).key != key
+
+
+def test_what_nobody_continues_is_swept_away_and_what_may_be_continued_stays(own, tmp_path):
+    cache, old = tmp_path / ".evaluations", time.time() - STALE_S - 60
+    for name in ("gone", "held", "fresh"):
+        (cache / f"{name}.parts").mkdir(parents=True)
+        (cache / f"{name}.parts" / "000000.pt").write_text("")
+        (cache / f"{name}.lock").write_text("")
+    with FileLock(cache / "held.lock"):
+        for path in [p for p in cache.rglob("*") if "fresh" not in str(p)]:
+            os.utime(path, (old, old))
+        own.measure()
+    left = {path.name for path in cache.iterdir()}
+    assert left >= {"held.parts", "held.lock", "fresh.parts", "fresh.lock"} and not left & {"gone.parts", "gone.lock"}
 
 
 def test_many_who_ask_at_once_wait_for_the_first(tmp_path, monkeypatch):

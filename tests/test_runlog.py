@@ -86,28 +86,41 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_trackers_are_handed_every_step(tmp_path, monkeypatch, request, name):
-    """A stand-in module under the tracker's name records what its users' dashboards would get."""
+def test_trackers_are_handed_every_step_of_each_run(tmp_path, monkeypatch, request, name):
+    """A stand-in module under the tracker's name records what its users' dashboards would get; as in the real ones, its functions are the last run's."""
     (tmp_path / f"{name}.py").write_text(
         "seen = []\n"
+        "from contextvars import ContextVar\n"
+        "current = ContextVar('current', default=None)\n"
         "class Run:\n"
-        "    def log(self, metrics, step): seen.append({'step': step, **metrics})\n"
-        "    def finish(self): seen.append('end')\n"
+        "    def __init__(self, name): self.name = name\n"
+        "    def log(self, metrics, step): seen.append((self.name, {'step': step, **metrics}))\n"
+        "    def finish(self): seen.append((self.name, 'end'))\n"
         "def init(**about):\n"
+        "    if current.get() and about.get('reinit') != 'create_new': current.get().finish()\n"
         "    seen.append((about['name'], about['config']))\n"
-        "    return Run()\n"
-        "def log(metrics): seen.append(metrics)\n"
-        "def finish(): seen.append('end')\n"
+        "    current.set(Run(about['name']))\n"
+        "    return current.get()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, name, raising=False)
     request.addfinalizer(lambda: sys.modules.pop(name, None))
     require_trackers([name])
     log = RunLog(tmp_path / "run", trackers=[name], settings={"steps": 2})
+    peer = RunLog(tmp_path / "run" / "peer", trackers=[name], settings={"steps": 2}, name="run-peer")
     log.log({"reward": 0.5}, step=1)
+    peer.log({"reward": 0.25}, step=1)
     log.close()
+    peer.close()
     seen = importlib.import_module(name).seen
-    assert seen == [("run", {"steps": 2}), {"step": 1, "reward": 0.5}, "end"]
+    begun, told = [("run", {"steps": 2}), ("run-peer", {"steps": 2})], [("run", {"step": 1, "reward": 0.5}), ("run-peer", {"step": 1, "reward": 0.25})]
+    assert seen == [*begun, *told, ("run", "end"), ("run-peer", "end")]
+
+
+def test_a_torn_line_before_the_last_names_its_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "rew\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl is not whole JSON"):
+        RunLog(tmp_path, settings={}, resumed_at=2)
 
 
 def test_a_tracker_that_is_not_installed_names_the_extra():

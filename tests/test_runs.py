@@ -75,12 +75,12 @@ def test_no_run_and_a_run_without_a_step(run, tmp_path):
 
 
 def test_rollouts_of_another_tokenizer_are_refused(run, base):  # noqa: F811
-    from selfdistill.loading import load_policy
+    from selfdistill.loading import load_tokenizer
 
     folder, _ = run
     groups = open_run(folder).groups(1)
-    require_own_tokens(groups, load_policy(str(base)))
+    require_own_tokens(groups, load_tokenizer(str(base)))
     for rollout in (r for g in groups for r in g.rollouts):
         rollout.text = rollout.text.replace("w", "v")
     with pytest.raises(ValueError, match="another tokenizer"):
-        require_own_tokens(groups, load_policy(str(base)))
+        require_own_tokens(groups, load_tokenizer(str(base)))

@@ -39,7 +39,7 @@ def no_install(monkeypatch):
 def test_every_figure_stands_under_its_promised_name(tmp_path):
     found = written(tmp_path / "runs" / "quickstart" / "summary.json")
     assert (found["method"], found["task"], found["num_problems"], found["num_samples"]) == ("hsd", "arithmetic", 3, 2)
-    expected = {"avg_at_k": 0.1667, "pass_at_k": 0.3333, "maj_at_k": 0.3333, "ci95": [0.0, 0.5], "truncated": 0.1667, "mean_length": 5.17}
+    expected = {"avg_at_k": 0.1667, "pass_at_k": 0.3333, "maj_at_k": 0.3333, "ci95": [0.0, 0.5], "truncated": 0.1667, "mean_length": 5.1667}
     expected |= {"distinct_answers": 2.0, "entropy": None}
     assert found["base"] == expected
     assert (found["trained"]["avg_at_k"], found["trained"]["truncated"], found["trained"]["mean_length"]) == (0.5, 0.0, 4.0)

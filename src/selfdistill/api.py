@@ -46,9 +46,18 @@ class Assembled:
 
 
 def assemble(
-    settings: Settings, *, policy: Policy | None = None, method: Method | None = None, task: Task | None = None, reward: RewardFunction | None = None
+    settings: Settings,
+    *,
+    policy: Policy | None = None,
+    method: Method | None = None,
+    task: Task | None = None,
+    reward: RewardFunction | None = None,
+    setting: str = "model.path",
 ) -> Assembled:
-    """A run from its settings; what is given as an object takes the place of its section. Raises ValueError on anything that cannot run."""
+    """A run from its settings; what is given as an object takes the place of its section; `setting` is what holds the model's path.
+
+    Raises ValueError on anything that cannot run.
+    """
     torch.manual_seed(settings.seed)
     method = method or build_method(settings.method.name, settings.method.arguments, max_completion_length=settings.sampling.max_completion_length)
     _check_groups(method, settings.sampling.num_generations)
@@ -56,13 +65,17 @@ def assemble(
     reward = reward or (load_object(settings.reward) if settings.reward else None)
     conversation = build_conversation(settings.eval.conversation)
     problems = worded(task, "train", settings)
-    policy = policy or load_settings_policy(settings)
+    policy = policy or load_settings_policy(settings, setting=setting)
     check_head(policy)
     check_layout(policy)
     sampler = make_sampler(policy, settings)
     graded = partial(grade, task=task, reward=reward)
     trainer = Trainer(policy=policy, method=method, problems=problems, sampler=sampler, grade=graded, task=task, settings=settings)
     return Assembled(settings=settings, policy=policy, method=method, task=task, reward=reward, conversation=conversation, trainer=trainer, sampler=sampler)
+
+
+SETTINGS = ("model.path", "peer.path")
+"""What holds the path of each model that learns."""
 
 
 def members(settings: Settings) -> tuple[Settings, ...]:
@@ -131,15 +144,16 @@ def _steps(
             method=method if isinstance(method, Method) else None,
             task=None if isinstance(task, str) else task,
             reward=reward,
+            setting=setting,
         ).trainer
-        for model in models
+        for model, setting in zip(models, SETTINGS, strict=False)
     ]
     introduce(trainers)
     prove_alignment(*trainers)
     yield from lockstep(trainers)
 
 
-def load_settings_policy(settings: Settings, path: str | None = None) -> Policy:
+def load_settings_policy(settings: Settings, path: str | None = None, *, setting: str = "model.path") -> Policy:
     """The policy of a run's model section, or another checkpoint loaded the same way."""
     model = settings.model
     lora = Lora(**model.lora.model_dump()) if model.lora and path is None else None
@@ -151,6 +165,7 @@ def load_settings_policy(settings: Settings, path: str | None = None) -> Policy:
         gradient_checkpointing=model.gradient_checkpointing,
         attention=model.attention,
         layout=model.layout,
+        setting=setting,
     )
 
 

@@ -1,10 +1,12 @@
 """Files and folders that are whole or not there."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -45,3 +47,11 @@ def _flush(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
+
+def parsed(text: str, path: Path) -> Any:
+    """The JSON in a file's text, or in a line of it. Raises ValueError, naming the file, where it is not whole."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not whole JSON ({error}); it was cut off or changed: remove it or run again") from error

@@ -38,6 +38,8 @@ class Entry:
     method: str
     seeds: Mapping[int, Trained]
     control_of: str | None = None
+    peer_of: str | None = None
+    """The entry of the model beside which this one learned."""
     failed: Mapping[int, str] | None = None
     """Why seeds are missing."""
 
@@ -57,6 +59,7 @@ class Row:
     name: str
     method: str
     control_of: str | None
+    peer_of: str | None
     seeds: tuple[int, ...]
     failed: Mapping[int, str]
     figures: Mapping[str, float | None]
@@ -73,17 +76,24 @@ class Row:
 
 
 def side_by_side(entries: Sequence[Entry], *, reference: str = "opsd") -> list[Row]:
-    """One row an entry, the largest gain first and every control behind its method. Raises ValueError where evaluations cannot be paired."""
+    """One row an entry, the largest gain first, every control behind its method and every peer behind its pair's first model.
+
+    A peer is paired with the reference's peer, which began with the same weights. Raises ValueError where evaluations cannot be paired.
+    """
     named = {entry.name: entry for entry in entries}
-    rows = [_row(entry, reference_of(entries, reference), named.get(entry.control_of or "")) for entry in entries]
-    ordered = sorted((row for row in rows if row.control_of is None), key=lambda row: -row.gain.mean if row.gain else 1.0)
-    return [r for own in ordered for r in (own, *(control for control in rows if control.control_of == own.name))]
+    first = reference_of(entries, reference)
+    beside = next((entry for entry in entries if first and entry.peer_of == first.name), None)
+    rows = [_row(entry, beside if entry.peer_of else first, named.get(entry.control_of or "")) for entry in entries]
+    ordered = sorted((row for row in rows if row.control_of is None and row.peer_of is None), key=lambda row: -row.gain.mean if row.gain else 1.0)
+    models = [r for own in ordered for r in (own, *(peer for peer in rows if peer.peer_of == own.name))]
+    return [r for own in models for r in (own, *(control for control in rows if control.control_of == own.name))]
 
 
 def reference_of(entries: Sequence[Entry], name: str) -> Entry | None:
     """The entry of that name, else the first that runs the method of that name."""
-    own = [entry for entry in entries if entry.name == name and entry.control_of is None]
-    alike = [entry for entry in entries if entry.method.partition("(")[0] == name and entry.control_of is None]
+    methods = [entry for entry in entries if entry.control_of is None and entry.peer_of is None]
+    own = [entry for entry in methods if entry.name == name]
+    alike = [entry for entry in methods if entry.method.partition("(")[0] == name]
     return next(iter([*own, *alike]), None)
 
 
@@ -118,6 +128,7 @@ def _row(entry: Entry, reference: Entry | None, controlled: Entry | None) -> Row
         name=entry.name,
         method=entry.method,
         control_of=entry.control_of,
+        peer_of=entry.peer_of,
         seeds=tuple(entry.seeds),
         failed=entry.failed or {},
         figures=_figures(entry, beside),
@@ -168,8 +179,9 @@ def _figures(entry: Entry, beside: Mapping[int, Comparison]) -> dict[str, float 
 
 
 def _of_models(evaluations: Sequence[Evaluation]) -> dict[str, float | None]:
-    names = ("avg_at_k", "pass_at_k", "maj_at_k", "distinct_answers", "entropy", "truncated", "mean_length")
-    return {name: _mean([getattr(evaluation, name) for evaluation in evaluations]) for name in names}
+    """Means over seeds; an interval is of one seed's problems and has none."""
+    each = [evaluation.figures() for evaluation in evaluations]
+    return {name: _mean([figures[name] for figures in each]) for name in each[0] if name != "ci95"}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -18,8 +18,8 @@ from selfdistill.trainer import StepResult
 class Console:
     """Prints to the terminal through rich."""
 
-    def __init__(self) -> None:
-        self.out = rich.console.Console(highlight=False, soft_wrap=True)
+    def __init__(self, *, stderr: bool = False) -> None:
+        self.out = rich.console.Console(highlight=False, soft_wrap=True, stderr=stderr)
         self.progress: Progress | None = None
 
     def begin(self, settings: Settings, method: Mapping[str, str], memory: Mapping[str, float]) -> None:
@@ -44,16 +44,22 @@ class Console:
         )
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-        """A bar over samples; yields the function that moves it to (done, total)."""
-        nested = self.progress is not None
+    def bar(self, what: str, total: int | None, *, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
+        """A bar over samples; yields the function that moves it to (done, total), where the total may become known."""
+        nested, known = self.progress is not None, total
         with self._bars() as progress:
             task = progress.add_task(what, total=total, note="")
-            yield lambda done, _: progress.update(task, completed=done)
+
+            def advance(done: int, of: int) -> None:
+                nonlocal known
+                known = of
+                progress.update(task, completed=done, total=of)
+
+            yield advance
             if nested:
                 progress.remove_task(task)
         if not self.out.is_terminal:
-            self.out.print(f"{what}: {total} samples")
+            self.out.print(what if known is None else f"{what}: {known} {unit}")
 
     @contextmanager
     def training(self, steps: int, *, done: int, whose: str = "") -> Iterator[Callable[[StepResult, bool], None]]:

@@ -27,6 +27,8 @@ RESAMPLED_VALUES = 2**22
 BY_SAMPLE = ("lengths", "truncated_samples", "surprisal")
 """Fields of an evaluation with a value a sample, problem by problem; the others have one a problem."""
 
+FIGURES = ("avg_at_k", "ci95", "pass_at_k", "maj_at_k", "truncated", "mean_length", "distinct_answers", "entropy")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -116,6 +118,10 @@ class Evaluation:
     @property
     def mean_length(self) -> float:
         return float(numpy.mean(self.lengths))
+
+    def figures(self) -> dict[str, Any]:
+        """Every figure under the name that it has in files, logs, tables and pages: means over problems or samples, and the interval of avg_at_k."""
+        return {name: getattr(self, name) for name in FIGURES}
 
     @classmethod
     def joined(cls, parts: Sequence["Evaluation"], places: Sequence[int]) -> "Evaluation":

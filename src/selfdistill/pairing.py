@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from selfdistill.api import members
 from selfdistill.config import INCIDENTAL, MethodSettings, Settings
 from selfdistill.methods import CONTROLS, shuffled_context
 
@@ -26,6 +27,8 @@ class Seeds:
     settings: Settings
     folders: Mapping[int, Path]
     control_of: str | None = None
+    peer_of: str | None = None
+    """Of the other model of a pair: the first one's group."""
 
     @property
     def method(self) -> str:
@@ -49,6 +52,18 @@ def group(runs: Sequence[tuple[Path, Settings]], nulls: Sequence[tuple[Path, Set
     found = [replace(one, control_of=owner.name if (owner := _controlled(one, known)) else None) for one in known]
     methods = [one for one in found if one.control_of is None]
     return found + [replace(one, control_of=_owner(one, methods).name) for one in _seeds(nulls, taken=[one.name for one in found])]
+
+
+def with_peers(groups: Sequence[Seeds]) -> list[Seeds]:
+    """Behind every group of pairs that of their other models, whose runs lie in the folders of the first ones."""
+    found: list[Seeds] = []
+    for one in groups:
+        found.append(one)
+        if one.settings.peer and not any((folder.parent / "settings.json").exists() for folder in one.folders.values()):
+            inside = {seed: folder / "peer" for seed, folder in one.folders.items()}
+            owner, (_, settings) = one.control_of and f"{one.control_of}, peer", members(one.settings)
+            found.append(Seeds(name=f"{one.name}, peer", settings=settings, folders=inside, control_of=owner, peer_of=one.name))
+    return found
 
 
 def same_but_seed(settings: Settings) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Pictures of a run, drawn from what it left on disk."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from selfdistill.atomic import parsed
 from selfdistill.compare import Row
 from selfdistill.evaluate import Evaluation
 
@@ -25,6 +25,8 @@ PANELS: tuple[tuple[str, str, Series], ...] = (
     ("divergence from the target", "nats a taught token", {"divergence": "divergence"}),
 )
 """Title, unit of the axis, and metrics with the names their lines bear."""
+FEW = 30
+"""Points that are marked each: more would be a thick line, one alone would be nothing without."""
 OF_THE_TEACHER = ("target_entropy", "divergence")
 """Say nothing of a step without taught rollouts."""
 
@@ -32,7 +34,7 @@ OF_THE_TEACHER = ("target_entropy", "divergence")
 def learning_curve(run: Path, *, title: str) -> Path | None:
     """run/learning_curve.png: accuracy on held-out problems, then reward, entropies, length, shares and divergence by step."""
     path = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [parsed(line, path) for line in path.read_text().splitlines()] if path.exists() else []
     if not rows:
         return None
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.2), layout="constrained")
@@ -100,7 +102,7 @@ def _lines(axis: Any, rows: Sequence[Mapping[str, float]], series: Series) -> No
     drawn = {name: [(row["step"], row[name]) for row in rows if name in row and (row["taught_share"] or name not in OF_THE_TEACHER)] for name in series}
     drawn = {name: points for name, points in drawn.items() if points}
     for name, points in drawn.items():
-        axis.plot(*zip(*points, strict=True), label=series[name], marker="o" if len(points) == 1 else None)
+        axis.plot(*zip(*points, strict=True), label=series[name], marker="o" if len(points) <= FEW else None)
     if len(drawn) > 1:
         axis.legend(framealpha=0.7)
     if not drawn:
@@ -124,5 +126,5 @@ def _accuracy(axis: Any, run: Path) -> None:
 
 
 def _point(path: Path) -> tuple[int, float, float, float]:
-    evaluation = Evaluation.from_json(json.loads(path.read_text()))
+    evaluation = Evaluation.from_json(parsed(path.read_text(), path))
     return int(path.stem.split("_")[1]), evaluation.avg_at_k, *evaluation.ci95

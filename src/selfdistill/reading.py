@@ -72,12 +72,28 @@ Taught = tuple[TrainingSample, list[torch.Tensor]]
 """A rollout under one of its teachers, and a tensor [trained] for each signal that was asked for."""
 
 
-def read_taught(groups: Sequence[Group], names: Sequence[str], *, policy: Policy, readers: Readers, method: Method, budget: int) -> dict[int, list[Taught]]:
-    """The named TokenSignals of every taught rollout under each of its teachers, without gradient, on the CPU; by the rollout's id, longest first."""
+def read_taught(
+    groups: Sequence[Group],
+    names: Sequence[str],
+    *,
+    policy: Policy,
+    readers: Readers,
+    method: Method,
+    budget: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[int, list[Taught]]:
+    """The named TokenSignals of every taught rollout under each of its teachers, without gradient, on the CPU; by the rollout's id, longest first.
+
+    `on_progress` is called with (micro-batches read, all of them) after each.
+    """
     samples = [s for s in training_samples(groups, method, encode=policy.chat.encode) if s.views]
     with evaluating(policy):
-        read_batches = (read(policy, readers, method, batch.to(policy.device)) for batch in pack(samples, budget))
-        found = [[getattr(signals, name).cpu() for name in names] for signals in read_batches]
+        batches, found = list(pack(samples, budget)), list[list[torch.Tensor]]()
+        for batch in batches:
+            signals = read(policy, readers, method, batch.to(policy.device))
+            found.append([getattr(signals, name).cpu() for name in names])
+            if on_progress:
+                on_progress(len(found), len(batches))
     ordered = packed_order(samples)
     sizes = [len(s.rollout.positions) for s in ordered]
     columns = [torch.cat(parts).split(sizes) for parts in zip(*found, strict=True)]

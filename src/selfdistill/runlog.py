@@ -3,11 +3,12 @@
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from selfdistill.atomic import write_whole
+from selfdistill.atomic import parsed, write_whole
 from selfdistill.contexts import answered
 from selfdistill.types import Group, TrainingSample
 
@@ -29,12 +30,13 @@ class RunLog:
     On resume, lines after the checkpoint's step are dropped, so that no step stands there twice.
     """
 
-    def __init__(self, run: Path, *, trackers: Sequence[str] = (), settings: Mapping[str, Any], resumed_at: int | None = None) -> None:
+    def __init__(self, run: Path, *, trackers: Sequence[str] = (), settings: Mapping[str, Any], resumed_at: int | None = None, name: str | None = None) -> None:
+        """`name` is what the trackers call the run; None: its folder's."""
         self.run = run
         path = run / "metrics.jsonl"
         write_whole(path, "".join(_until(path, resumed_at)))
         self.file = path.open("a", buffering=1)
-        self.trackers = [_tracker(name, run, settings) for name in trackers]
+        self.trackers = [_tracker(tracker, run, settings, name or run.name) for tracker in trackers]
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """One JSON object a line."""
@@ -67,7 +69,7 @@ def _until(path: Path, step: int | None) -> list[str]:
     """The lines of a metrics file up to a step, without the torn one that a kill may leave at its end."""
     if step is None or not path.exists():
         return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and json.loads(line)["step"] <= step]
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and parsed(line, path)["step"] <= step]
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -77,12 +79,12 @@ def require_trackers(names: Sequence[str]) -> None:
             raise ValueError(f"trackers = [{name!r}] needs the library {name}, which is not installed: pip install 'selfdistill[trackers]'")
 
 
-def _tracker(name: str, run: Path, settings: Mapping[str, Any]) -> Tracker:
-    return {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}[name](run, settings)
+def _tracker(tracker: str, run: Path, settings: Mapping[str, Any], name: str) -> Tracker:
+    return {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}[tracker](run, settings, name)
 
 
 class _TensorBoard:
-    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, run: Path, settings: Mapping[str, Any], name: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run / "tensorboard"))
@@ -97,10 +99,11 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, run: Path, settings: Mapping[str, Any], name: str) -> None:
         import wandb
 
-        self.run = wandb.init(project="selfdistill", name=run.name, dir=str(run), config=dict(settings))
+        # two models that learn together are two runs of one process
+        self.run = wandb.init(project="selfdistill", name=name, dir=str(run), config=dict(settings), reinit="create_new")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log(dict(metrics), step=step)
@@ -110,14 +113,14 @@ class _Wandb:
 
 
 class _Trackio:
-    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, run: Path, settings: Mapping[str, Any], name: str) -> None:
         import trackio
 
-        self.trackio = trackio
-        trackio.init(project="selfdistill", name=run.name, config=dict(settings))
+        # it ends the run that its context knows, which would be the other model's
+        self.run = Context().run(trackio.init, project="selfdistill", name=name, config=dict(settings))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self.trackio.log({"step": step, **metrics})
+        self.run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        self.trackio.finish()
+        self.run.finish()

@@ -10,11 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from selfdistill import checkpoint
-from selfdistill.api import Assembled, assemble, make_eval_sampler, members
-from selfdistill.atomic import write_whole
+from selfdistill.api import SETTINGS, Assembled, assemble, make_eval_sampler, members
+from selfdistill.atomic import parsed, write_whole
 from selfdistill.config import INCIDENTAL, Settings, read_settings, save_settings
 from selfdistill.console import Console
 from selfdistill.evaluate import Evaluation
@@ -64,8 +63,9 @@ class Run:
 
     def seconds(self) -> dict[str, float]:
         """What training and evaluation took, over all the times the run was resumed."""
-        steps = [json.loads(line)["seconds"] for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        evaluations = [json.loads(path.read_text())["seconds"] for path in self.evaluation(0).parent.glob("step_*.json")]
+        metrics = self.folder / "metrics.jsonl"
+        steps = [parsed(line, metrics)["seconds"] for line in metrics.read_text().splitlines()]
+        evaluations = [parsed(path.read_text(), path)["seconds"] for path in self.evaluation(0).parent.glob("step_*.json")]
         return {"train": sum(steps), "eval": sum(evaluations)}
 
 
@@ -86,7 +86,8 @@ def execute(settings: Settings, *, resume: bool = False, console: Console | None
     if settings.profile and settings.peer:
         raise ValueError("profile = true watches one model, and with peer two learn in turns; leave one of the two out")
     runs = Run.open(settings, resume=resume)
-    learners = [Learner(run=run, parts=assemble(run.settings), whose=whose) for run, whose in zip(runs, ("", " of the peer"), strict=False)]
+    each = zip(runs, SETTINGS, ("", " of the peer"), strict=False)
+    learners = [Learner(run=run, parts=assemble(run.settings, setting=setting), whose=whose) for run, setting, whose in each]
     introduce([learner.parts.trainer for learner in learners])
     console.begin(runs[0].settings, describe(learners[0].parts.method), together(map(_memory, learners)))
     held_out = _held_out(learners[0].parts)
@@ -204,7 +205,9 @@ def _train(learners: Sequence[Learner], held_out: Sequence[Problem], console: Co
 def _log(learner: Learner) -> RunLog:
     settings, resumed = learner.parts.settings, learner.run.resumed
     resumed_at = learner.parts.trainer.steps_done if resumed else None
-    return RunLog(learner.run.folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=resumed_at)
+    folder = learner.run.folder
+    name = f"{folder.parent.name}-peer" if learner.whose else folder.name
+    return RunLog(folder, trackers=settings.trackers, settings=settings.model_dump(), resumed_at=resumed_at, name=name)
 
 
 def _save(learners: Sequence[Learner], *, keep: int) -> None:
@@ -223,7 +226,8 @@ def _shown(result: StepResult, settings: Settings) -> bool:
     return bool(settings.log_samples_every) and (result.step == 1 or result.step % settings.log_samples_every == 0)
 
 
-def _eval_metrics(evaluation: Evaluation) -> dict[str, Any]:
-    low, high = evaluation.ci95
-    figures = {"avg_at_k": evaluation.avg_at_k, "pass_at_k": evaluation.pass_at_k, "ci95_low": low, "ci95_high": high}
-    return {f"eval_{name}": value for name, value in figures.items()} | {"eval_truncated": evaluation.truncated, "eval_mean_length": evaluation.mean_length}
+def _eval_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation's figures as trackers take them: a number each."""
+    figures = evaluation.figures()
+    low, high = figures.pop("ci95")
+    return {f"eval_{name}": value for name, value in (figures | {"ci95_low": low, "ci95_high": high}).items() if value is not None}

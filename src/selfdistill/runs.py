@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfdistill.atomic import parsed
 from selfdistill.config import Settings, read_settings
 from selfdistill.evaluate import Evaluation
 from selfdistill.runlog import ROLLOUT_SCHEMA
 from selfdistill.types import Group, Problem, Rollout
 
 if TYPE_CHECKING:
-    from selfdistill.models import Policy
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class SavedRun:
         """One mapping a step, without the torn line that a kill may leave at the end."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [_parsed(line, path) for line in lines if line.endswith("\n")]
+        return [parsed(line, path) for line in lines if line.endswith("\n")]
 
     @cached_property
     def evaluations(self) -> dict[int, Evaluation]:
@@ -47,7 +48,7 @@ class SavedRun:
         if not path.exists():
             kept = f"it has steps {self.steps[0]} to {self.steps[-1]}" if self.steps else "it has none of any step"
             raise ValueError(f"{self.folder} has no rollouts of step {step}; {kept}")
-        rows = [_parsed(line, path) for line in path.read_text().splitlines()]
+        rows = [parsed(line, path) for line in path.read_text().splitlines()]
         if unknown := {row.get("schema") for row in rows} - {ROLLOUT_SCHEMA}:
             raise ValueError(f"{path} has rollouts of schema {unknown.pop()}, this version reads {ROLLOUT_SCHEMA}; read it with the version that wrote it")
         return rows
@@ -88,10 +89,13 @@ def rollout_from(row: Mapping[str, Any]) -> Rollout:
     return Rollout(**known)
 
 
-def require_own_tokens(groups: Sequence[Group], policy: "Policy") -> None:
-    """Raises ValueError where the rollouts' ids are not those of the policy's tokenizer: they read as another text than was written."""
+def require_own_tokens(groups: Sequence[Group], tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raises ValueError where the rollouts' ids are not the tokenizer's: they read as another text than was written."""
+    from selfdistill.chat import Chat
+
+    chat = Chat(tokenizer)
     for rollout in (r for g in groups for r in g.rollouts):
-        read = policy.chat.decode(rollout.completion_ids) if max(rollout.completion_ids, default=0) < len(policy.tokenizer) else None
+        read = chat.decode(rollout.completion_ids) if max(rollout.completion_ids, default=0) < len(tokenizer) else None
         if read != rollout.text:
             raise ValueError(f"these rollouts were written with another tokenizer than the model's: {rollout.text[:40]!r} reads as {(read or '')[:40]!r}")
 
@@ -102,13 +106,6 @@ def _step(path: Path) -> int:
 
 def _evaluation(path: Path) -> Evaluation:
     try:
-        return Evaluation.from_json(_parsed(path.read_text(), path))
+        return Evaluation.from_json(parsed(path.read_text(), path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _parsed(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not whole JSON ({error}); it was cut off or changed: remove it or run again") from error

@@ -20,17 +20,17 @@ def summarize(settings: Settings, base: Evaluation, trained: Evaluation, *, seco
         "task": settings.task.name,
         "num_problems": len(base.scores),
         "num_samples": len(base.scores[0]),
-        "base": _figures(base),
-        "trained": _figures(trained),
-        "difference": round(comparison.difference, 4),
-        "difference_ci95": _rounded(comparison.difference_ci95),
+        "base": rounded(base.figures()),
+        "trained": rounded(trained.figures()),
+        "difference": rounded(comparison.difference),
+        "difference_ci95": rounded(comparison.difference_ci95),
         "seconds": {"install": _install_seconds()} | {name: round(value, 1) for name, value in seconds.items()},
         "rescued": comparison.rescued,
         "broken": comparison.broken,
         "majority_rescued": comparison.majority_rescued,
         "majority_broken": comparison.majority_broken,
         "mcnemar_p": comparison.mcnemar_p,
-        "truncated_difference_ci95": _rounded(comparison.truncated_difference_ci95),
+        "truncated_difference_ci95": rounded(comparison.truncated_difference_ci95),
         "domains": {name: _beside(own, trained.by_domain[name]) for name, own in base.by_domain.items()},
         "settings": settings.model_dump(),
     }
@@ -47,22 +47,14 @@ def _install_seconds() -> float | None:
 def _beside(base: Evaluation, trained: Evaluation) -> dict[str, Any]:
     """Both models on the problems of one domain."""
     comparison = compare(base, trained)
-    difference = {"difference": round(comparison.difference, 4), "difference_ci95": _rounded(comparison.difference_ci95)}
-    return {"num_problems": len(base.scores), "base": _figures(base), "trained": _figures(trained)} | difference
+    difference = {"difference": rounded(comparison.difference), "difference_ci95": rounded(comparison.difference_ci95)}
+    return {"num_problems": len(base.scores), "base": rounded(base.figures()), "trained": rounded(trained.figures())} | difference
 
 
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "avg_at_k": round(evaluation.avg_at_k, 4),
-        "pass_at_k": round(evaluation.pass_at_k, 4),
-        "maj_at_k": round(evaluation.maj_at_k, 4),
-        "ci95": _rounded(evaluation.ci95),
-        "truncated": round(evaluation.truncated, 4),
-        "mean_length": round(evaluation.mean_length, 2),
-        "distinct_answers": round(evaluation.distinct_answers, 4),
-        "entropy": None if evaluation.entropy is None else round(evaluation.entropy, 4),
-    }
-
-
-def _rounded(pair: tuple[float, float]) -> list[float]:
-    return [round(value, 4) for value in pair]
+def rounded(value: Any) -> Any:
+    """Numbers, also inside, to the four digits that summary.json shows."""
+    if isinstance(value, Mapping):
+        return {name: rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,10 +1,13 @@
 """A comparison as people read it: rows in, a terminal table, a Markdown page and JSON out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.cells import cell_len
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from selfdistill.compare import TOKENS_APART, Difference, Row, tokens_apart
 from selfdistill.config import Settings
@@ -12,31 +15,51 @@ from selfdistill.config import Settings
 FORMAT = 1
 """Of compare.json."""
 NOTHING = ""
-WIDE = 105
-"""Characters of a terminal that has room for all columns."""
+WIDE = 120
+"""Characters of a line where nobody's terminal says otherwise."""
+OVER = "method minus control"
+GAP = 2
+"""Characters between columns."""
 
 
 def terminal(rows: Sequence[Row], *, k: int, reference: str, width: int) -> Table:
-    """What decides between methods, in columns that a terminal of `width` characters need not fold; the rest stands in compare.md."""
-    has_reference, has_controls = _has(rows)
-    paired = ([f"minus {reference}"] if has_reference else []) + (["over control"] if has_controls else [])
-    wide = width >= WIDE
-    title = f"gains in points of avg@{k}, 95 % intervals over problems and seeds"
-    table = Table(title=title, box=None, padding=(0, 1 + wide, 0, 0), pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for column in ("seeds", *(["trained"] if wide else []), "gain", *paired, *([f"pass@{k}", "length"] if wide else [])):
+    """What decides between methods, one line a row, in as many columns as `width` characters have room for; the rest stands in compare.md."""
+    differences = {"gain, points": lambda row: row.gain}
+    differences |= {f"minus {reference}": lambda row: row.over_reference} if _has(rows)[0] else {}
+    differences |= {OVER: lambda row: row.under_method} if _has(rows)[1] else {}
+    shares = {"base": "base_avg_at_k", "trained": "avg_at_k", f"pass@{k}": "pass_at_k"}
+    for left_out in ([], [f"pass@{k}"], [f"pass@{k}", "base"], list(shares)):
+        found = _terminal(rows, {name: figure for name, figure in shares.items() if name not in left_out}, differences, k=k)
+        if sum(_widths(found)) - GAP <= width:
+            return found
+    found = _terminal(rows, {}, differences, k=k, intervals=False)
+    # names give way, figures do not
+    found.columns[0].max_width = max(width - sum(_widths(found)[1:]), GAP)
+    return found
+
+
+def _terminal(
+    rows: Sequence[Row], shares: Mapping[str, str], differences: Mapping[str, Callable[[Row], Difference | None]], *, k: int, intervals: bool = True
+) -> Table:
+    """The table with these columns; without `intervals` the gain alone has one."""
+    table = Table(title=f"avg@{k}, 95 % intervals over problems and seeds", box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+    table.add_column("method", no_wrap=True, overflow="ellipsis")
+    for column in ("seeds", *shares, *differences):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        f = row.figures
-        name = ("  ↳ " if row.control_of else "") + row.name
+        name = escape(("  ↳ " if row.control_of else "") + row.name)
         if not row.seeds:
             table.add_row(name, "0", "failed")
             continue
-        differences = [row.gain, *([row.over_reference] if has_reference else []), *([row.under_method] if has_controls else [])]
-        cells = [points(found).replace(" ", "\n", 1) for found in differences]
-        trained, beside = ([_share(f["avg_at_k"])], [_share(f["pass_at_k"]), f"{f['mean_length']:.1f}"]) if wide else ([], [])
-        table.add_row(name, _seeds(row), *trained, *cells, *beside)
+        told = [points(find(row)) for find in differences.values()]
+        told = [cell if intervals or i == 0 else cell.partition(" ")[0] for i, cell in enumerate(told)]
+        table.add_row(name, _seeds(row), *(_share(row.figures[figure]) for figure in shares.values()), *map(escape, told))
     return table
+
+
+def _widths(table: Table) -> list[int]:
+    """Characters of each column with what stands between it and the next."""
+    return [max(cell_len(Text.from_markup(str(cell)).plain) for cell in (column.header, *column.cells)) + GAP for column in table.columns]
 
 
 def markdown(rows: Sequence[Row], settings: Settings, *, reference: str) -> str:
@@ -45,7 +68,7 @@ def markdown(rows: Sequence[Row], settings: Settings, *, reference: str) -> str:
     words, entropy = _entropy(rows)
     has_reference, has_controls = _has(rows)
     columns = ["method", "seeds", "base", "trained", "gain, points", "of each seed", *([f"minus `{reference}`"] if has_reference else [])]
-    columns += ["method minus control"] if has_controls else []
+    columns += [OVER] if has_controls else []
     columns += [f"pass@{k}", f"maj@{k}", "answers", "entropy", "truncated", "length", "rescued, broken", "rollout tokens", "seconds"]
     lines = [_line(columns), _line(["---"] * len(columns))]
     for row in rows:
@@ -72,7 +95,12 @@ def markdown(rows: Sequence[Row], settings: Settings, *, reference: str) -> str:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader must know beside the figures: what each row ran, unequal tokens, seeds that are missing."""
-    told = [f"- `{row.name}`: `{row.method}`" + (f", control of `{row.control_of}`" if row.control_of else "") for row in rows if row.method != row.name]
+    told = [
+        f"- `{row.name}`: `{row.method}`" + (f", control of `{row.control_of}`" if row.control_of else "")
+        for row in rows
+        if row.method != row.name and not row.peer_of
+    ]
+    told += [f"- `{row.name}`: the other model of `{row.peer_of}`, from a base of its own" for row in rows if row.peer_of]
     apart = [f"`{name}` {share:+.0%}" for name, share in tokens_apart(rows).items()]
     told += [f"- Rollout tokens are more than {TOKENS_APART:.0%} from the table's median: {', '.join(apart)}."] if apart else []
     told += [f"- `{row.name}`, seed {seed}, failed: {why}" for row in rows for seed, why in row.failed.items()]

@@ -1,6 +1,7 @@
 """Every diagnostic on a real short run: a table, a JSON file and a picture; and what cannot be read is a sentence with exit code 2."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from matplotlib.image import imread
 from test_resume import settings
 
+from selfdistill.api import assemble
 from selfdistill.cli import main
 from selfdistill.diagnostics.bench import open_bench
 from selfdistill.loading import load_policy
@@ -33,8 +35,10 @@ def result_of(folder, name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_leaves_figures_and_a_picture(run, name, capsys):
     main([name, str(run), *COMMANDS[name]])
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
     found = result_of(run / "diagnostics", name)
+    assert max(map(len, said.splitlines()[:-1])) <= 100
+    assert progress.splitlines()[0] == "loading the model and its teacher" if name != "markers" else not progress
     assert (found["diagnostic"], found["run"], found["steps"]) == (name, str(run), [1, 2] if name == "markers" else [1])
     assert "wrote" in said and len(said.splitlines()) > 3 and found["result"]
     assert imread(run / "diagnostics" / f"{name}.png")[..., :3].std() > 0.02
@@ -83,6 +87,8 @@ def spoiled(run, tmp_path, how):
         rollouts.write_text(rollouts.read_text().replace('"schema": 1', '"schema": 7'))
     if how == "tokenizer":
         rollouts.write_text(rollouts.read_text().replace('"text": "w', '"text": "v'))
+    if how == "right":
+        rollouts.write_text(re.sub(r'"reward": [0-9.]+', '"reward": 1.0', rollouts.read_text()))
     if how == "none":
         shutil.rmtree(copy / "rollouts")
     if how == "format":
@@ -102,16 +108,24 @@ def spoiled(run, tmp_path, how):
         ("format", ["--checkpoint", "2"], "checkpoint format 9"),
         ("whole", ["--steps", "9"], "no rollouts of step 9; it has steps 1 to 2"),
         ("whole", ["--checkpoint", "7"], "no checkpoint of step 7; it has 1, 2"),
-        ("whole", ["--method", "grpo", "--context", "answer"], "is taught by this method"),
+        ("whole", ["--method", "hsd", "grpo", "--context", "answer"], "nothing is taught by method 'grpo'"),
+        ("whole", ["--method", "hsd", "opd"], "method 'opd' needs a teacher model, which"),
+        ("whole", ["--method", "hsd", "opcod"], "method 'opcod' reads what a second model writes"),
+        ("whole", ["--model", "./absent"], "--model = './absent' is not a folder"),
+        ("right", [], "none of the 0 failed rollouts has a successful peer"),
         ("whole", ["--method", "--context"], "nothing to read under"),
         ("whole", ["--method", "opsdd"], "no method 'opsdd'"),
     ],
 )
-def test_what_cannot_be_read_is_a_sentence(run, tmp_path, how, arguments, said, capsys):
+def test_what_cannot_be_read_is_a_sentence_before_anything_is_loaded(run, tmp_path, how, arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "selfdistill.diagnostics.bench.assemble", lambda *_, **__: pytest.fail("the model was loaded") if how != "format" else assemble(*_, **__)
+    )
     with pytest.raises(SystemExit) as stop:
         main(["credit", str(spoiled(run, tmp_path, how)), *arguments])
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and said in error and len(error.strip().splitlines()) == 1
+    lines = error.strip().splitlines()
+    assert stop.value.code == 2 and said in lines[-1] and len(lines) == (2 if how == "format" else 1)
     assert not (tmp_path / "copy" / "diagnostics").exists()
 
 

@@ -33,7 +33,7 @@ def test_figures_are_those_of_the_evaluations(runs):
     figures = shown["figures"]
     assert (figures["gain"], figures["gain_ci95"]) == (comparison.difference, list(comparison.difference_ci95))
     assert (figures["rescued"], figures["broken"]) == (comparison.rescued, comparison.broken)
-    assert figures["base"]["pass"] == base.pass_at_k and figures["trained"]["avg"] == trained.avg_at_k
+    assert figures["base"] == base.figures() and figures["trained"]["avg_at_k"] == trained.avg_at_k
     assert [p["step"] for p in shown["accuracy"]] == [0, 1, 2] and shown["accuracy"][0]["low"] == base.ci95[0]
     assert figures["seconds"] == pytest.approx(sum(row["seconds"] for row in saved.metrics))
     assert shown["finished"] and shown["steps"] == 2 and shown["parts"]["reduction"] == "SequenceMean()"

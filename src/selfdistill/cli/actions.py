@@ -92,11 +92,11 @@ def _change(part: str, one: str, other: str) -> str:
 
 def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:
     """Both prompts of real problems and the alignment proof. Raises ValueError where training would be stopped."""
-    from selfdistill.api import assemble, members
+    from selfdistill.api import SETTINGS, assemble, members
     from selfdistill.lockstep import introduce
     from selfdistill.preflight import first_rollouts
 
-    learners = [assemble(own) for own in members(load_settings(recipe, overrides))]
+    learners = [assemble(own, setting=setting) for own, setting in zip(members(load_settings(recipe, overrides)), SETTINGS, strict=False)]
     trainers = [parts.trainer for parts in learners]
     introduce(trainers)
     n = max(2, min(4, learners[0].settings.sampling.num_generations))
@@ -124,7 +124,7 @@ def sample_model(model: str, question: str, *, n: int, temperature: float, max_c
     from selfdistill.sampling.transformers import TransformersSampler
     from selfdistill.types import Problem
 
-    policy = load_policy(model_folder(model))
+    policy = load_policy(model_folder(model), setting="MODEL")
     own = Path(model) / "settings.json"
     thinking = read_settings(own).sampling.thinking if own.exists() else None
     room = _room(policy, max_completion_length)
@@ -141,7 +141,7 @@ def export_model(model: str, *, output: Path, merge: bool, push_to_hub: str | No
 
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; choose another --output")
-    policy = load_policy(model_folder(model))
+    policy = load_policy(model_folder(model), setting="MODEL")
     with whole_folder(output) as partial:
         save_policy(policy, partial, merge=merge)
     out.print(f"wrote {output}")

@@ -18,11 +18,15 @@ class Blame(_Diagnostic):
     def run(self, overrides: Mapping[str, Any]) -> None:
         from selfdistill.diagnostics import blame
         from selfdistill.tasks import asking
+        from selfdistill.tasks.loading import load_task
 
         bench = self.bench()
         method = bench.method(self.method)
+        saved = bench.require({self.method: method})
+        with asking(load_task(bench.settings.task), "judge", otherwise="choose a run of a task that has one, such as the testbed") as judge:
+            verdicts = {(g.problem.id, r.text): judge(g.problem, r.text) for g in saved for r in g.rollouts}
+        blame.require_wrong(verdicts.values())
         parts = bench.begun(method)
-        with asking(parts.task, "judge", otherwise="choose a run of a task that has one, such as the testbed") as judge:
-            verdicts = {(g.problem.id, r.text): judge(g.problem, r.text) for step in bench.steps for g in bench.run.groups(step) for r in g.rollouts}
-        found = blame.blame(bench.readings(method), method=self.method, judge=lambda p, text: verdicts[p.id, text], decode=parts.policy.chat.decode)
+        readings = bench.read(parts, bench.groups(parts), method, named=self.method)
+        found = blame.blame(readings, method=self.method, judge=lambda p, text: verdicts[p.id, text], decode=parts.policy.chat.decode)
         self.finish(found, blame, bench)

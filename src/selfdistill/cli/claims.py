@@ -46,8 +46,8 @@ def measure(folders: Sequence[Path]) -> "list[Measured]":
     Raises ValueError on a folder without a finished run.
     """
     from selfdistill.claims import Measured, unplaced
-    from selfdistill.cli.comparing import entries, finished
-    from selfdistill.pairing import MEASURED, group
+    from selfdistill.cli.comparing import entries, finished, models
+    from selfdistill.pairing import MEASURED, group, with_peers
     from selfdistill.runs import open_run
 
     beds: dict[str, list[tuple[Path, Any]]] = {}
@@ -55,10 +55,10 @@ def measure(folders: Sequence[Path]) -> "list[Measured]":
         own = unplaced(open_run(folder).settings)
         key = repr((own.model.path, own.task.model_dump(), [getattr(own.eval, name) for name in MEASURED]))
         beds.setdefault(key, []).append((folder, own))
-    done = {folder: finished(folder) for folder in folders}
+    done = {folder: finished(folder) for folder in models(folders)}
     found = []
     for runs in beds.values():
-        groups = group(runs)
+        groups = with_peers(group(runs))
         for one, entry in zip(groups, entries(groups, done, {}), strict=True):
             found.append(Measured(settings=one.settings, entry=entry, diagnostics={seed: _diagnostics(folder) for seed, folder in one.folders.items()}))
     return found

@@ -57,8 +57,8 @@ class Eval(_Command):
 
     model: Positional[str]
     """A run's folder (its last checkpoint), a model folder or a hub id."""
-    recipe: str = "quickstart"
-    """Whose task and decoding are used; --eval.num_problems, --eval.num_samples and others change them."""
+    recipe: str | None = None
+    """Whose task and decoding a model without a run is measured under; none: quickstart. --eval.num_problems, --eval.num_samples and others change them."""
     vs: str | None = None
     """Another model, measured the same way and compared problem by problem: difference, rescued and broken problems, McNemar."""
     output: Path | None = None
@@ -71,6 +71,10 @@ class Eval(_Command):
         from selfdistill.cli.evaluating import evaluate_model
 
         evaluate_model(self.model, recipe=self.recipe, vs=self.vs, overrides=overrides, output=self.output, leaderboard=self.leaderboard)
+
+    def where(self, overrides: Mapping[str, Any]) -> str:
+        kept = overrides.get("eval.cache", "auto") is not None
+        return "; the same command goes on after the last whole batch" if kept else "; without eval.cache nothing is kept, the same command starts anew"
 
 
 @dataclass(frozen=True)

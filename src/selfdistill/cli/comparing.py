@@ -1,7 +1,7 @@
 """`selfdistill compare`: recipes and folders of runs in; a table on the terminal, compare.json, compare.md and compare.png out."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from selfdistill.compare import Entry, Trained, side_by_side
 from selfdistill.config import MethodSettings, Settings, load_settings, read_settings
 from selfdistill.launcher import Job, launch
 from selfdistill.method_names import build_method
-from selfdistill.pairing import Seeds, group, uncontrolled
+from selfdistill.pairing import Seeds, group, uncontrolled, with_peers
 from selfdistill.plots import gains
 from selfdistill.runs import SavedRun, open_run
-from selfdistill.tables import as_json, markdown, notes, terminal
+from selfdistill.tables import WIDE, as_json, markdown, notes, terminal
 
 out = Console(highlight=False, soft_wrap=True)
 
@@ -36,6 +36,11 @@ def finished(folder: Path) -> Trained:
     )
 
 
+def models(folders: Iterable[Path]) -> list[Path]:
+    """The folders, each with that of the other model where two learned."""
+    return [one for folder in folders for one in (folder, *([folder / "peer"] if (folder / "peer" / "settings.json").exists() else []))]
+
+
 def _rollout_tokens(run: SavedRun) -> float:
     """Tokens that were written while it trained; of runs that did not count them, those of the rollouts that were kept."""
     if all("generated_tokens" in row for row in run.metrics):
@@ -52,6 +57,7 @@ def entries(groups: Sequence[Seeds], done: Mapping[Path, Trained], failed: Mappi
             method=one.method,
             seeds={seed: done[folder] for seed, folder in sorted(one.folders.items()) if folder in done},
             control_of=one.control_of,
+            peer_of=one.peer_of,
             failed={seed: failed[folder] for seed, folder in sorted(one.folders.items()) if folder in failed},
         )
         for one in groups
@@ -64,7 +70,8 @@ def write_table(found: Sequence[Entry], settings: Settings, *, reference: str, o
     write_whole(output / "compare.json", json.dumps(as_json(rows, settings, reference=reference), indent=2) + "\n")
     write_whole(output / "compare.md", markdown(rows, settings, reference=reference))
     gains(rows, output / "compare.png", title=f"{settings.model.path} on {settings.task.name}")
-    out.print(terminal(rows, k=settings.eval.num_samples, reference=reference, width=out.width))
+    width = out.width if out.is_terminal else max(out.width, WIDE)
+    Console(highlight=False, width=width).print(terminal(rows, k=settings.eval.num_samples, reference=reference, width=width))
     out.print("\n".join(notes(rows)), markup=False)
     out.print(f"wrote {', '.join(str(output / f'compare.{kind}') for kind in ('json', 'md', 'png'))}")
 
@@ -92,13 +99,14 @@ def compare_methods(
     planned += [control for job in planned if controls and (control := null_control(job, by_hand))]
     own = [*((job.folder, job.settings) for job in planned), *map(_with_settings, folders)]
     given = [*((job.folder, job.settings) for job in by_hand), *map(_with_settings, null_folders)]
-    groups = group(own, given)
+    groups = with_peers(group(own, given))
     # read before anything is trained, which may take hours
-    done = {Path(folder): finished(Path(folder)) for folder in (*folders, *null_folders)}
+    done = {folder: finished(folder) for folder in models(map(Path, (*folders, *null_folders)))}
     jobs_to_do = [*planned, *by_hand]
     failed = launch(jobs_to_do, at_once=jobs, say=lambda line: out.print(line, markup=False))
-    done |= {job.folder: finished(job.folder) for job in jobs_to_do if job.folder not in failed}
-    write_table(entries(groups, done, failed), groups[0].settings, reference=reference, output=output)
+    done |= {folder: finished(folder) for folder in models(job.folder for job in jobs_to_do if job.folder not in failed)}
+    why = failed | {folder / "peer": reason for folder, reason in failed.items()}
+    write_table(entries(groups, done, why), groups[0].settings, reference=reference, output=output)
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs_to_do)} runs failed, as the table says; the same command trains them again and no others")
 

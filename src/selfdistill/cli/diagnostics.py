@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from selfdistill.diagnostics.bench import Bench
 
 
+WIDTH = 100
+"""Characters of a table at most."""
+
+
 @dataclass(frozen=True)
 class _Diagnostic(_Command):
     folder: Positional[Path]
@@ -32,18 +36,20 @@ class _Diagnostic(_Command):
 
     def bench(self) -> "Bench":
         from selfdistill.checkpoint import seed_all
+        from selfdistill.console import Console
         from selfdistill.diagnostics.bench import open_bench
 
         for name in ("problems", "samples", "rollouts", "window"):
             if (given := getattr(self, name, 1)) < 1:
                 raise ValueError(f"--{name} {given} leaves nothing to read; give at least 1")
-        found = open_bench(self.folder, steps=self.steps, checkpoint=self.checkpoint, model=self.model)
+        found = open_bench(self.folder, steps=self.steps, checkpoint=self.checkpoint, model=self.model, console=Console(stderr=True))
         seed_all(found.settings.seed)
         return found
 
     def finish(self, result: Any, module: "ModuleType", bench: "Bench", *, read: str = "") -> None:
         """Prints the table and writes both files; `read` says which texts the figures are of, where it is not the bench's steps alone."""
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         from selfdistill.atomic import write_whole
@@ -52,13 +58,13 @@ class _Diagnostic(_Command):
 
         folder = self.output or self.folder / "diagnostics"
         heading, *rows = module.table(result)
-        shown = Table(box=None, padding=(0, 2, 0, 0))
+        shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for i, column in enumerate(heading):
-            shown.add_column(column, justify="left" if i == 0 else "right")
+            # a long name is folded, figures are not
+            shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
         for row in rows:
-            shown.add_row(*row)
-        # lines of figures are not folded where nobody's terminal is narrower
-        Console(width=max(out.width, 160)).print(shown)
+            shown.add_row(*map(escape, row))
+        Console(width=WIDTH, highlight=False).print(shown)
         about = {"diagnostic": self.name, "run": str(self.folder), "steps": bench.steps, "checkpoint": bench.checkpoint, "model": self.model}
         read = read or f"rollouts of step {', '.join(map(str, bench.steps))}, weights of step {bench.checkpoint}"
         title = f"{self.name}: {self.folder.name}, {read}"
@@ -85,7 +91,9 @@ class Credit(_Diagnostic):
         from selfdistill.diagnostics import credit
 
         bench = self.bench()
-        found = {label: bench.readings(method) for label, method in _readers(bench, self.method, self.context).items()}
+        methods = _readers(bench, self.method, self.context)
+        credit.require_aligned(bench.require(methods), self.align)
+        found = {label: bench.readings(method, named=label) for label, method in methods.items()}
         self.finish(credit.credit(found, window=self.window, align=self.align), credit, bench)
 
 
@@ -123,13 +131,17 @@ class Gap(_Diagnostic):
         chosen = self.method or self.context or self.against
         methods = _readers(bench, self.method, self.context if chosen else tuple(CONTEXTS)) if not trained or self.method or self.context else {}
         methods |= {name: method for name, (method, _) in trained.items()}
+        bench.require(methods)
         scores = {}
         plain: gap.Scores = {}
         for name, method in methods.items():
             parts = bench.begun(method)
             groups = bench.groups(parts)[: self.problems]
-            plain = plain or gap.accuracy_without(parts, groups, bench.settings, samples=self.samples)
-            scores[name] = gap.accuracy_under(parts, groups, bench.settings, samples=self.samples)
+            if not plain:
+                with bench.bar("answering without a context") as advance:
+                    plain = gap.accuracy_without(parts, groups, bench.settings, samples=self.samples, on_progress=advance)
+            with bench.bar(f"answering under {name}") as advance:
+                scores[name] = gap.accuracy_under(parts, groups, bench.settings, samples=self.samples, on_progress=advance)
         scores = {name: found for name, found in scores.items() if found or chosen}
         gains = {name: gain for name, (_, gain) in trained.items()}
         self.finish(gap.gap(plain, scores, samples=self.samples, gains=gains), gap, bench)
@@ -178,16 +190,14 @@ class Leakage(_Diagnostic):
     def run(self, overrides: Mapping[str, Any]) -> None:
         from selfdistill.contexts import NoTeacher
         from selfdistill.diagnostics import leakage
-        from selfdistill.diagnostics.readings import token_readings
         from selfdistill.divergences import ForwardKL
 
         bench = self.bench()
         own = bench.method(self.method)
         method = bench.method("opsd") if self.method is None and own.context == NoTeacher() else own
+        bench.require({self.method or (bench.settings.method.name if method is own else "opsd"): method})
         parts = bench.begun(method)
-        read = bench.groups(parts)
-        plain = replace(method, divergence=ForwardKL())
-        readings = token_readings(read, policy=parts.policy, readers=parts.trainer.readers, method=plain, budget=bench.settings.tokens_per_batch)
+        readings = bench.read(parts, bench.groups(parts), replace(method, divergence=ForwardKL()), named="its teacher")
         groups = {step: bench.run.groups(step) for step in self.steps or (bench.run.steps[0], bench.run.steps[-1])}
         words = self.words or leakage.REFERENCES
         result = leakage.leakage(readings, groups, bench.run.evaluations, decode=parts.policy.chat.decode, words=words)
@@ -205,88 +215,15 @@ class Pmi(_Diagnostic):
     def run(self, overrides: Mapping[str, Any]) -> None:
         from selfdistill.diagnostics import pmi
         from selfdistill.diagnostics.bench import open_bench
-        from selfdistill.diagnostics.readings import token_readings
 
         bench = self.bench()
+        decomposed = pmi.decomposed(bench.method(self.method))
+        bench.require({self.method: bench.method(self.method)})
         found = []
         for step in (bench.checkpoint,) if bench.checkpoint else (0, *bench.folders):
-            here = open_bench(self.folder, steps=self.steps, checkpoint=step, model=self.model)
-            method = here.method(self.method)
-            parts = here.begun(method)
+            here = open_bench(self.folder, steps=self.steps, checkpoint=step, model=self.model, console=bench.console)
+            parts = here.begun(here.method(self.method))
             groups = here.groups(parts)
-            budget = here.settings.tokens_per_batch
-            of_part = {
-                name: token_readings(groups, policy=parts.policy, readers=parts.trainer.readers, method=part, budget=budget)
-                for name, part in pmi.decomposed(method).items()
-            }
+            of_part = {name: here.read(parts, groups, part, named=f"{name}, step {step}") for name, part in decomposed.items()}
             found.append(pmi.decomposition(of_part, checkpoint=step, steps=here.steps))
         self.finish(pmi.Pmi(checkpoints=tuple(found)), pmi, bench, read="its checkpoints")
-
-
-@dataclass(frozen=True)
-class Transport(_Diagnostic):
-    """Loss against the transport distance of what student and teacher would write next, and the share of false alarms."""
-
-    method: str = "topd_self"
-    """Whose teacher writes and scores; topd in a run of topd has that run's teacher."""
-    problems: int = 16
-    """At most, from the chosen steps."""
-    name: ClassVar[str] = "transport"
-
-    def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.diagnostics import transport
-
-        bench = self.bench()
-        method = bench.method(self.method)
-        stage = transport.stage_of(method)
-        parts = bench.begun(replace(method, feedback=tuple(s for s in method.feedback if s is not stage)))
-        groups = bench.groups(parts)[: self.problems]
-        self.finish(transport.transport(stage.probed(groups, parts.trainer.tools), quantile=stage.quantile), transport, bench)
-
-
-@dataclass(frozen=True)
-class Viability(_Diagnostic):
-    """Whether the student can carry on from its teacher's alternatives, and what predicts it: the branch test with two controls."""
-
-    method: str = "opsd"
-    """Whose teacher hesitates."""
-    problems: int = 16
-    """At most, from the chosen steps."""
-    rollouts: int = 2
-    """Right rollouts a problem."""
-    name: ClassVar[str] = "viability"
-
-    def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.diagnostics import viability
-        from selfdistill.diagnostics.branches import branches
-
-        bench = self.bench()
-        parts = bench.begun(bench.method(self.method))
-        groups = [g for g in bench.groups(parts) if any((r.reward or 0) >= 1 for r in g.rollouts)][: self.problems]
-        found = branches(parts, groups, rollouts=self.rollouts, budget=bench.settings.tokens_per_batch)
-        self.finish(viability.viability(found), viability, bench)
-
-
-@dataclass(frozen=True)
-class Judge(_Diagnostic):
-    """How many right-wrong pairs a judge misplaces beside the correct reference, none, and a wrong one."""
-
-    judge: str = "likelihood"
-    """A judge's call, like "ModelJudge(Endpoint('http://localhost:8000/v1', 'name'))"; likelihood: the model's own of each attempt."""
-    problems: int = 32
-    """At most, from the chosen steps."""
-    name: ClassVar[str] = "judge"
-
-    def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.diagnostics import judge
-        from selfdistill.judges import StepJudge
-        from selfdistill.method_names import build_judge
-
-        bench = self.bench()
-        chosen = judge.Likelihood(budget=bench.settings.tokens_per_batch) if self.judge == "likelihood" else build_judge(self.judge)
-        parts = bench.begun(bench.method("grpo"))
-        groups, tools = bench.groups(parts)[: self.problems], parts.trainer.tools
-        exact = judge.judged(StepJudge(), groups, tools, reference="correct") if hasattr(parts.task, "judge") else None
-        scores = {kind: judge.judged(chosen, groups, tools, reference=kind) for kind in judge.KINDS}
-        found = tuple(judge.misplacement(groups, scores[kind], reference=kind, exact=exact) for kind in judge.KINDS)
-        self.finish(judge.JudgeResult(judge=self.judge, references=found), judge, bench)

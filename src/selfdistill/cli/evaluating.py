@@ -24,13 +24,17 @@ from selfdistill.tasks.loading import load_task
 
 FORMAT = 1
 """Of what --leaderboard writes."""
+SECTIONS = ("eval", "task", "reward", "sampling", "model", "seed", "output_dir")
+"""Settings that an evaluation depends on, or that say where it is kept."""
+TRAINING = ("eval.every", "eval.at_end", "model.path")
+"""Settings of these sections that it does not: MODEL is what is measured."""
 out = Console(highlight=False, soft_wrap=True)
 
 
-def evaluate_model(model: str, *, recipe: str, vs: str | None, overrides: Mapping[str, Any], output: Path | None, leaderboard: Path | None) -> None:
+def evaluate_model(model: str, *, recipe: str | None, vs: str | None, overrides: Mapping[str, Any], output: Path | None, leaderboard: Path | None) -> None:
     """Prints a model's figures; a run's folder brings its own settings, under which the other model is measured too."""
     settings = settings_of(model, recipe, overrides)
-    record = measured(model, settings)
+    record = measured(model, settings, setting="MODEL")
     result, k = Evaluation.from_json(record), settings.eval.num_samples
     told = f", told as {settings.eval.conversation}" if build_conversation(settings.eval.conversation) != Full() else ""
     n = len(result.scores)
@@ -38,7 +42,7 @@ def evaluate_model(model: str, *, recipe: str, vs: str | None, overrides: Mappin
     _print(result)
     beside = None
     if vs is not None:
-        base = Evaluation.from_json(measured(vs, settings))
+        base = Evaluation.from_json(measured(vs, settings, setting="--vs"))
         beside = compare(base, result)
         out.print(f"{vs}, measured the same way")
         _print(base)
@@ -49,19 +53,25 @@ def evaluate_model(model: str, *, recipe: str, vs: str | None, overrides: Mappin
         write_whole(leaderboard, json.dumps(as_leaderboard(model, record, settings, vs=vs, beside=beside), indent=2) + "\n")
 
 
-def settings_of(model: str, recipe: str, overrides: Mapping[str, Any]) -> Settings:
-    """The settings a model is measured under: its run's own, else the recipe's."""
+def settings_of(model: str, recipe: str | None, overrides: Mapping[str, Any]) -> Settings:
+    """The settings a model is measured under: its run's own, else the recipe's. Raises ValueError on a setting that would change nothing."""
+    for key in overrides:
+        if key.partition(".")[0] not in SECTIONS or key in TRAINING:
+            raise ValueError(f"--{key} changes nothing that is measured; leave it out: eval takes settings of {', '.join(SECTIONS)}")
     own = Path(model) / "settings.json"
     if own.exists():
+        if recipe is not None:
+            raise ValueError(f"{model} is a run and measured under its own settings, so --recipe {recipe} would change nothing; leave it out")
         # the folder may have been moved since
         return make_settings(read_settings(own).model_dump() | {"output_dir": model}, overrides, origin=str(own))
+    recipe = recipe or "quickstart"
     return make_settings(read_recipe(recipe), overrides, origin=recipe)
 
 
-def measured(model: str, settings: Settings) -> dict[str, Any]:
+def measured(model: str, settings: Settings, *, setting: str) -> dict[str, Any]:
     """The model's record, from the cache where it was measured before. Raises ValueError where there is nothing to measure it on."""
     conversation, task = build_conversation(settings.eval.conversation), load_task(settings.task)
-    policy = load_settings_policy(settings, str(latest(Path(model))) if (Path(model) / "settings.json").exists() else model)
+    policy = load_settings_policy(settings, str(latest(Path(model))) if (Path(model) / "settings.json").exists() else model, setting=setting)
     problems = list(worded(task, "test", settings))[: settings.eval.num_problems]
     if not problems:
         raise ValueError(f"the test split of {settings.task.name!r} has 0 problems to evaluate on")
@@ -79,9 +89,9 @@ def figures(result: Evaluation) -> dict[str, Any]:
     k = len(result.scores[0])
     widths = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < k]
     passed = {f"pass@{n}": {"value": result.pass_at(n), "ci95": interval(result.passed(n))} for n in (*widths, k)}
-    own = {f"avg@{k}": {"value": result.avg_at_k, "ci95": result.ci95}, f"maj@{k}": {"value": result.maj_at_k, "ci95": interval(result.majority)}}
-    flat = {name: {"value": getattr(result, name)} for name in ("truncated", "mean_length", "entropy", "distinct_answers")}
-    return own | passed | flat
+    found = result.figures()
+    own = {f"avg@{k}": {"value": found["avg_at_k"], "ci95": found["ci95"]}, f"maj@{k}": {"value": found["maj_at_k"], "ci95": interval(result.majority)}}
+    return own | passed | {name: {"value": value} for name, value in found.items() if not name.endswith("_at_k") and name != "ci95"}
 
 
 def as_leaderboard(model: str, record: Mapping[str, Any], settings: Settings, *, vs: str | None, beside: Comparison | None) -> dict[str, Any]:
@@ -104,11 +114,10 @@ def as_leaderboard(model: str, record: Mapping[str, Any], settings: Settings, *,
 
 
 def _print(result: Evaluation) -> None:
-    k, (low, high) = len(result.scores[0]), result.ci95
-    out.print(f"avg@{k} {result.avg_at_k:.4f} [{low:.4f}, {high:.4f}]  pass@{k} {result.pass_at_k:.4f}  maj@{k} {result.maj_at_k:.4f}")
-    entropy = "" if result.entropy is None else f"  entropy {result.entropy:.4f} nats a token"
-    different = f"  {result.distinct_answers:.2f} different answers"
-    out.print(f"truncated {result.truncated:.4f}  mean length {result.mean_length:.1f} tokens{entropy}{different}")
+    k, f = len(result.scores[0]), result.figures()
+    out.print(f"avg@{k} {f['avg_at_k']:.4f} [{', '.join(f'{end:.4f}' for end in f['ci95'])}]  pass@{k} {f['pass_at_k']:.4f}  maj@{k} {f['maj_at_k']:.4f}")
+    entropy = "" if f["entropy"] is None else f"  entropy {f['entropy']:.4f} nats a token"
+    out.print(f"truncated {f['truncated']:.4f}  mean length {f['mean_length']:.1f} tokens{entropy}  {f['distinct_answers']:.2f} different answers")
 
 
 def _print_difference(vs: str, beside: Comparison, problems: int) -> None:

@@ -12,6 +12,7 @@ from selfdistill.cli import blame as b
 from selfdistill.cli import claims as k
 from selfdistill.cli import commands as c
 from selfdistill.cli import diagnostics as d
+from selfdistill.cli import probing as p
 from selfdistill.cli import report as r
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.errors import sentence
@@ -34,9 +35,9 @@ Command = (
     | Annotated[d.Markers, tyro.conf.subcommand("markers")]
     | Annotated[d.Leakage, tyro.conf.subcommand("leakage")]
     | Annotated[d.Pmi, tyro.conf.subcommand("pmi")]
-    | Annotated[d.Transport, tyro.conf.subcommand("transport")]
-    | Annotated[d.Viability, tyro.conf.subcommand("viability")]
-    | Annotated[d.Judge, tyro.conf.subcommand("judge")]
+    | Annotated[p.Transport, tyro.conf.subcommand("transport")]
+    | Annotated[p.Viability, tyro.conf.subcommand("viability")]
+    | Annotated[p.Judge, tyro.conf.subcommand("judge")]
 )
 TAKES_SETTINGS = [command.__name__.lower() for command, *_ in map(get_args, get_args(Command)) if command.takes_settings]
 DESCRIPTION = (

@@ -1,6 +1,6 @@
 """Whether a reading blames failing tokens only: token readings and verdicts in, credit before, in and after the first wrong step out (2606.11173)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,12 @@ def blame(
 
     found = tuple(place(k, name) for k, name in enumerate(PLACES))
     return Blame(method=method, failing=ratio(failing, whole), failing_ci95=ratio_interval(failing, whole, problems), places=found)
+
+
+def require_wrong(verdicts: Collection[Sequence[Verdict]]) -> None:
+    """Raises ValueError where no rollout has a wrong step."""
+    if not any(verdict.wrong for steps in verdicts for verdict in steps):
+        raise ValueError(f"none of the {len(verdicts)} rollouts has a wrong step, so there is nothing to blame; choose other --steps")
 
 
 def _places(reading: TokenReading, verdicts: Sequence[Verdict], decode: Callable[[Sequence[int]], str]) -> numpy.ndarray:

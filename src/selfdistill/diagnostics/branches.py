@@ -44,10 +44,7 @@ def branches(parts: Assembled, groups: Sequence[Group], *, rollouts: int, budget
     [open] Alternatives are the teacher's likeliest tokens that do not end the text, at temperature 1; each text may be as long as a
     rollout of the run. Raises ValueError where no rollout is right.
     """
-    right = [replace(g, rollouts=[r for r in g.rollouts if r.reward is not None and r.reward >= 1][:rollouts]) for g in groups]
-    right = [g for g in right if g.rollouts]
-    if not right:
-        raise ValueError(f"none of the rollouts of {len(groups)} problems is right, so there is nothing to branch from; choose other --steps")
+    right = right_rollouts(groups, rollouts)
     plain = replace(parts.method, loss_temperature=1.0, divergence=ForwardKL())
     readings = token_readings(right, policy=parts.policy, readers=parts.trainer.readers, method=plain, budget=budget)
     best = _best(parts, right, budget)
@@ -55,6 +52,14 @@ def branches(parts: Assembled, groups: Sequence[Group], *, rollouts: int, budget
     asked = [(place, start) for place in places for start in (*((token,) for token in place.tokens), *[()] * CHILDREN)]
     viable = iter(_viabilities(parts, asked))
     return [_branch(place, [next(viable) for _ in range(2 * CHILDREN)]) for place in places]
+
+
+def right_rollouts(groups: Sequence[Group], count: int) -> list[Group]:
+    """Groups with at most `count` right rollouts each. Raises ValueError where none is right."""
+    right = [replace(g, rollouts=[r for r in g.rollouts if r.reward is not None and r.reward >= 1][:count]) for g in groups]
+    if not any(g.rollouts for g in right):
+        raise ValueError(f"none of the rollouts of {len(groups)} problems is right, so there is nothing to branch from; choose other --steps")
+    return [g for g in right if g.rollouts]
 
 
 def _best(parts: Assembled, groups: Sequence[Group], budget: int) -> dict[int, tuple[Tensor, Tensor]]:

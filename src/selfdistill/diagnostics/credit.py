@@ -67,6 +67,13 @@ def credit(readings: Mapping[str, Sequence[TokenReading]], *, window: int = WIND
     return Credit(window=window, align=align, profiles=tuple(_profile(name, found, window, PEERS[align]) for name, found in readings.items()))
 
 
+def require_aligned(groups: Sequence[Group], align: Align) -> None:
+    """Raises ValueError where no failed rollout has a successful peer to leave: there is no tau then, whatever reads them."""
+    failed = [(r, g) for g in groups for r in g.rollouts if r.reward is not None and r.reward < 1]
+    if not any((peer := PEERS[align](r, g)) and divergence_point(r, peer) is not None for r, g in failed):
+        raise ValueError(f"none of the {len(failed)} failed rollouts has a successful peer to leave; choose other --steps")
+
+
 def divergence_point(rollout: Rollout, peer: Rollout) -> int | None:
     """The first token of the rollout that is not the peer's; None where the peer begins with the whole rollout."""
     pairs = zip(rollout.completion_ids, peer.completion_ids, strict=False)
@@ -136,7 +143,7 @@ def _by_offset(aligned: Sequence[tuple[TokenReading, numpy.ndarray]]) -> tuple[t
 
 
 def table(result: Credit) -> list[tuple[str, ...]]:
-    rows = [("context", "rollouts", "mean |A|, nats", "mean A", "aligned", f"mass within ±{result.window}", "if flat", "before")]
+    rows = [("context", "rollouts", "|A|, nats", "mean A", "aligned", f"mass within ±{result.window}", "if flat", "before")]
     for p in result.profiles:
         low, high = p.inside_ci95
         inside = f"{p.inside:.1%} [{low:.1%}, {high:.1%}]"

@@ -1,6 +1,6 @@
 """What each context is worth before training: the accuracy under a teacher's prompt minus that under the student's, on the same problems."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,17 @@ def _context(name: str, without: Scores, under: Scores, gain: float | None) -> C
     )
 
 
-def accuracy_without(parts: Assembled, groups: Sequence[Group], settings: Settings, *, samples: int) -> Scores:
-    """The student on every group's problem, decoded as in evaluations."""
+def accuracy_without(
+    parts: Assembled, groups: Sequence[Group], settings: Settings, *, samples: int, on_progress: Callable[[int, int], None] | None = None
+) -> Scores:
+    """The student on every group's problem, decoded as in evaluations; `on_progress` is called with (texts written, all of them)."""
     asked = [(group, group.rollouts[0].prompt_ids) for group in groups for _ in range(samples)]
-    return _graded(parts, asked, make_eval_sampler(parts.policy, settings).complete([ids for _, ids in asked]))
+    return _graded(parts, asked, make_eval_sampler(parts.policy, settings, on_progress=on_progress).complete([ids for _, ids in asked]))
 
 
-def accuracy_under(parts: Assembled, groups: Sequence[Group], settings: Settings, *, samples: int) -> Scores:
+def accuracy_under(
+    parts: Assembled, groups: Sequence[Group], settings: Settings, *, samples: int, on_progress: Callable[[int, int], None] | None = None
+) -> Scores:
     """The teacher's prompts of each group's first `samples` rollouts, one completion a prompt, written by the weights that read it.
 
     Of a view with several roles "teacher" is meant. A rollout that is not taught has no prompt.
@@ -87,17 +91,14 @@ def accuracy_under(parts: Assembled, groups: Sequence[Group], settings: Settings
     named: list[Weights] = sorted({view.weights for _, view in found})
     for weights in named:
         asked = [(g, _ids(parts, view)) for g, view in found if view.weights == weights]
-        scores |= _graded(parts, asked, _written(parts, weights, settings, [ids for _, ids in asked]))
+        with parts.trainer.readers[weights].reading() as policy:
+            written = make_eval_sampler(policy, settings, on_progress=on_progress).complete([ids for _, ids in asked])
+        scores |= _graded(parts, asked, written)
     return scores
 
 
 def _ids(parts: Assembled, view: View) -> list[int]:
     return list(view.prompt_ids) if view.prompt_ids is not None else parts.policy.chat.encode(view.messages, view.thinking)
-
-
-def _written(parts: Assembled, weights: Weights, settings: Settings, prompts: Sequence[list[int]]) -> list[Rollout]:
-    with parts.trainer.readers[weights].reading() as policy:
-        return make_eval_sampler(policy, settings).complete(prompts)
 
 
 def _graded(parts: Assembled, asked: Sequence[tuple[Group, list[int]]], written: Sequence[Rollout]) -> Scores:
@@ -110,12 +111,13 @@ def _graded(parts: Assembled, asked: Sequence[tuple[Group, list[int]]], written:
 
 
 def table(result: Gap) -> list[tuple[str, ...]]:
-    rows = [("context", "problems", "without", "with", "gap, points", "gain of its run, points")]
+    gained = any(c.gain is not None for c in result.contexts)
+    rows: list[tuple[str, ...]] = [("context", "problems", "without", "with", "gap, points", *(["its run's gain"] if gained else []))]
     for c in result.contexts:
         low, high = c.difference_ci95
         gain = "" if c.gain is None else f"{100 * c.gain:+.1f}"
         gap = f"{100 * c.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        rows.append((c.name, str(c.problems), f"{c.without:.1%}", f"{c.under:.1%}", gap, gain))
+        rows.append((c.name, str(c.problems), f"{c.without:.1%}", f"{c.under:.1%}", gap, *([gain] if gained else [])))
     return rows if result.spearman is None else [*rows, ("rank correlation of gap and gain", "", "", "", "", f"{result.spearman:+.2f}")]
 
 

@@ -92,6 +92,13 @@ def misplacement(groups: Sequence[Group], scores: Sequence[float | None], *, ref
     )
 
 
+def require_pairs(groups: Sequence[Group]) -> None:
+    """Raises ValueError where no problem has a right and a wrong rollout."""
+    kinds = [{r.reward >= 1 for r in g.rollouts if r.reward is not None} for g in groups]
+    if not any(len(found) == 2 for found in kinds):
+        raise ValueError(f"none of {len(groups)} problems has a right and a wrong rollout, so there is no pair to judge; choose other --steps")
+
+
 def judged(judge: Judge, groups: Sequence[Group], tools: Tools, *, reference: str) -> list[float | None]:
     """The judge's scores of all rollouts, shown a reference of this kind."""
     shown = _reference(reference, groups)
@@ -138,4 +145,4 @@ def picture(result: JudgeResult, path: Path, *, title: str) -> None:
             scores.bar_label(bar, fmt="%.3f", fontsize=8)
         scores.set_xticks(range(len(result.references)), [m.reference for m in result.references])
         scores.set(title="mean score of rollouts", xlabel="reference")
-        scores.legend(framealpha=0.9, fontsize=8, loc="lower right")
+        scores.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.ticker import MaxNLocator
+
 from selfdistill.diagnostics.drawing import bars, panels
 from selfdistill.diagnostics.statistics import ratio, ratio_interval
 from selfdistill.evaluate import Evaluation
@@ -111,6 +113,7 @@ def picture(result: Markers, path: Path, *, title: str) -> None:
                 axis.fill_between(steps, [r.per_1k_ci95[0] for r in rates], [r.per_1k_ci95[1] for r in rates], alpha=0.2)
                 axis.set(title="training rollouts", xlabel="step", ylabel="words a thousand tokens")
                 axis.set_ylim(bottom=0)
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             else:
                 bars(axis, {r.name: r.per_1k for r in rates}, errors={r.name: r.per_1k_ci95 for r in rates}, form="{:.2f}")
                 axis.set(title="training rollouts" if rates is result.rollouts else "held-out problems", xlabel="words a thousand tokens")

@@ -93,8 +93,8 @@ def _cosine(one: Float[Array, " tokens"], other: Float[Array, " tokens"], third:
 
 
 def table(result: Pmi) -> list[tuple[str, ...]]:
-    norms = ("|D_total|", "|D_ref|", "|D_it|", "|D_ref| / |D_total|")
-    rows: list[tuple[str, ...]] = [("checkpoint", "rollouts of step", "tokens", *norms, "cos(D_total, D_ref)", "cos(D_total, D_it)")]
+    norms = ("|D_total|", "|D_ref|", "|D_it|", "ref / total")
+    rows: list[tuple[str, ...]] = [("checkpoint", "of step", "tokens", *norms, "cos total, ref", "cos total, it")]
     for d in result.checkpoints:
         figures = (f"{value:.2f}" for value in (d.total, d.reference, d.interaction, d.ratio, d.cosine_reference, d.cosine_interaction))
         rows.append((str(d.checkpoint), ", ".join(map(str, d.steps)), str(d.tokens), *figures))

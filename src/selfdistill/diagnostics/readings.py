@@ -1,6 +1,6 @@
 """Groups read by a method's teachers, to a number a trained token of each rollout: what any method would say, without its loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy
@@ -49,10 +49,12 @@ def under(kind: str) -> Method:
     return Method(context=Privileged((CONTEXTS[kind],)), teacher=Live())
 
 
-def token_readings(groups: Sequence[Group], *, policy: Policy, readers: Readers, method: Method, budget: int) -> list[TokenReading]:
-    """Every taught rollout. Raises ValueError where there is none."""
+def token_readings(
+    groups: Sequence[Group], *, policy: Policy, readers: Readers, method: Method, budget: int, on_progress: Callable[[int, int], None] | None = None
+) -> list[TokenReading]:
+    """Every taught rollout; `on_progress` is called with (micro-batches read, all of them). Raises ValueError where none is taught."""
     alone = replace(method, distill_coef=1.0, policy_coef=0.0, label_coef=0.0, reference_coef=0.0)
-    taught = read_taught(groups, SIGNALS, policy=policy, readers=readers, method=alone, budget=budget)
+    taught = read_taught(groups, SIGNALS, policy=policy, readers=readers, method=alone, budget=budget, on_progress=on_progress)
     if not taught:
         count = sum(len(g.rollouts) for g in groups)
         raise ValueError(f"none of the {count} rollouts is taught by this method, so there is nothing to read; choose another --method, --context or --steps")

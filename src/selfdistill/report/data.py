@@ -93,10 +93,10 @@ def _figures(run: SavedRun) -> dict[str, Any]:
     last = max(run.evaluations)
     base, trained = run.evaluations.get(0), run.evaluations[last]
     found |= {"k": len(trained.scores[0]), "problems": len(trained.scores), "at": last}
-    found |= {"base": _measured(base)} if base else {}
+    found |= {"base": base.figures()} if base else {}
     if not last or base is None:
         return found
-    found |= {"trained": _measured(trained)}
+    found |= {"trained": trained.figures()}
     try:
         comparison = compare(base, trained)
     except ValueError as error:
@@ -107,17 +107,6 @@ def _figures(run: SavedRun) -> dict[str, Any]:
         "gain_ci95": list(comparison.difference_ci95),
         "rescued": comparison.rescued,
         "broken": comparison.broken,
-    }
-
-
-def _measured(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "avg": evaluation.avg_at_k,
-        "ci95": list(evaluation.ci95),
-        "pass": evaluation.pass_at_k,
-        "maj": evaluation.maj_at_k,
-        "truncated": evaluation.truncated,
-        "length": evaluation.mean_length,
     }
 
 

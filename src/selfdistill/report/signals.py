@@ -90,7 +90,7 @@ def read_step(trainer: Trainer, groups: Sequence[Sequence[Row]]) -> list[list[li
     Signals are pointwise in rollouts, so a few groups of a step say what the whole step would. Raises ValueError where the ids are another tokenizer's.
     """
     rebuilt = [_group(rows) for rows in groups]
-    require_own_tokens(rebuilt, trainer.policy)
+    require_own_tokens(rebuilt, trainer.policy.tokenizer)
     recorded = {id(r): _teachings(row) for rows, g in zip(groups, rebuilt, strict=True) for row, r in zip(rows, g.rollouts, strict=True)}
     method = replace(trainer.method, context=_Recorded(recorded))
     own = {id(r) for g in rebuilt for r in g.rollouts}

@@ -88,14 +88,13 @@ class TransformersSampler:
         return self._rollout(self._prompt(problem), ids, [0.0] * len(ids), truncated=False, index=0)
 
     def decoding(self, *, temperature: float, max_completion_length: int | None = None, thinking: bool | None = None) -> "TransformersSampler":
-        """The same weights under another temperature, length and thinking flag, without progress; `max_prompt_length` limits what is trained on."""
+        """The same weights under another temperature, length and thinking flag; `max_prompt_length` limits what is trained on."""
         return replace(
             self,
             temperature=temperature,
             max_completion_length=self.max_completion_length if max_completion_length is None else max_completion_length,
             max_prompt_length=None,
             thinking=self.thinking if thinking is None else thinking,
-            on_progress=None,
         )
 
     def sync(self, policy: Policy, version: int) -> None:

@@ -31,19 +31,20 @@ class Teachers:
         return [Teaching(views={r: View(messages=(), prompt_ids=(6 + k + i,) * PROMPT) for i, r in enumerate(self.roles)}) for k in range(self.count)]
 
 
-def layers(length: int) -> int:
-    """FLOPs of a row through the layers: q, k, v, o, the three of the gated MLP, and scores and values over all pairs, as torch multiplies them."""
+def layers(length: int, *, behind: int = 0) -> int:
+    """FLOPs of a row through the layers, behind tokens that were read before: q, k, v, o, the three of the gated MLP, and scores and values over all pairs."""
     attention = 2 * HEADS * HEAD_WIDTH + 2 * KEY_HEADS * HEAD_WIDTH
-    return LAYERS * (2 * length * WIDTH * (attention + 3 * INNER) + 4 * HEADS * HEAD_WIDTH * length * length)
+    return LAYERS * (2 * length * WIDTH * (attention + 3 * INNER) + 4 * HEADS * HEAD_WIDTH * length * (behind + length))
 
 
 def head(tokens: int) -> int:
     return 2 * tokens * WIDTH * VOCABULARY
 
 
-def learned(count: int, roles: tuple[str, ...]) -> tuple[int, int]:
+def learned(count: int, roles: tuple[str, ...], *, shares: bool = False) -> tuple[int, int]:
     """(FLOPs of one `learn`, rollouts): rows of equal length, so that nothing is padded."""
     policy = tiny_policy()
+    policy.shares_prompts = shares
     policy.base.set_attn_implementation("eager")
     groups = tiny_groups(policy, problems=1)
     for rollout in groups[0].rollouts:
@@ -76,3 +77,10 @@ def test_the_student_is_read_and_multiplied_by_its_head_once_however_many_teach(
     prompt = len(tiny_groups(tiny_policy(), problems=1)[0].rollouts[0].prompt_ids)
     # forward, and backward for states and weights
     assert one - teacher == rollouts * 3 * (layers(prompt + COMPLETION) + head(COMPLETION))
+
+
+def test_a_prompt_is_read_once_for_all_rollouts_by_every_teacher():
+    (one, rollouts), (four, _), (whole, _) = (learned(count, ("teacher",), shares=shares) for count, shares in ((1, True), (4, True), (1, False)))
+    trunk = PROMPT - 1
+    assert four - one == 3 * (layers(trunk) + rollouts * (layers(COMPLETION + 1, behind=trunk) + head(COMPLETION)))
+    assert one < whole

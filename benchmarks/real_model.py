@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,14 +75,15 @@ class Row:
 
 def plain_rows(tokens: int) -> list[Row]:
     """Every method that stands alone and every wrapper around one, by the names that recipes give them."""
-    # two models that learn in lockstep are benchmarks/pair.py's
-    alone = [f.__name__ for f in METHODS if f.__name__ not in (*WRITTEN, "opcod")]
+    alone = [f.__name__ for f in METHODS if f.__name__ not in WRITTEN]
     named = alone + [f"{w.__name__}({NAMED.get(w.__name__, OVER)})" for w in WRAPPERS]
     given: dict[str, dict[str, Any]] = {name: {"teacher": f"External({str(teacher_folder())!r})"} for name in EXTERNAL}
     given["sgsd"] = {"bank": str(bank_file())}
     # a share of the step's positions that is at least one probe each way, and short windows
     given["topd"] = given.get("topd", {}) | {"window": 8}
-    more = {"rcsd_writer": {"sampling": {"max_completion_length": LONG, "num_generations": 2}}}
+    more: dict[str, dict[str, Any]] = {"rcsd_writer": {"sampling": {"max_completion_length": LONG, "num_generations": 2}}}
+    # the second model is the one that is the others' teacher
+    more["opcod"] = {"peer": lora(teacher_folder())}
     rows = [Row(name=name, method=build_method(name, given.get(name, {}), max_completion_length=tokens), settings=more.get(name, {})) for name in named]
     return [*rows, Row(name="sgsd", method=build_method("sgsd", given["sgsd"], max_completion_length=tokens))]
 
@@ -122,10 +124,14 @@ def _graded(text: str) -> bool:
     return likert(text) is not None
 
 
+def lora(folder: Path) -> dict[str, Any]:
+    return {"path": str(folder), "dtype": "bfloat16", "device": "cpu", "lora": {"r": 16, "alpha": 32}}
+
+
 def settings(a: argparse.Namespace) -> dict[str, Any]:
     """What all rows share."""
     return {
-        "model": {"path": str(base_folder()), "dtype": "bfloat16", "device": "cpu", "lora": {"r": 16, "alpha": 32}},
+        "model": lora(base_folder()),
         "dataset": task(),
         "steps": a.steps,
         "seed": a.seed,
@@ -141,7 +147,8 @@ def measure(row: Row, common: dict[str, Any]) -> dict[str, Any]:
     given |= {"sampling": common["sampling"] | row.settings.get("sampling", {})}
     start = time.perf_counter()
     try:
-        results = list(selfdistill.train(method=row.method, **given))
+        train = selfdistill.train_pair if "peer" in given else selfdistill.train
+        results = [pair[0] if isinstance(pair, tuple) else pair for pair in train(method=row.method, **given)]
     except Exception as error:  # whatever a method raises is what this program is here to find
         return {"error": f"{type(error).__name__}: {error}", "wall": time.perf_counter() - start}
     figures = _figures(results) | {"wall": time.perf_counter() - start}

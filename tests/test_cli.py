@@ -245,8 +245,8 @@ def test_preview_shows_both_prompts_where_they_join_the_completion(here, capsys)
 
 def test_methods_and_describe_print_what_a_method_is(capsys):
     main(["methods"])
-    listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0].removesuffix("(X)") for line in listed if line] == [f.__name__ for f in (*METHODS, *WRAPPERS)]
+    listed = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith(" ")]
+    assert [line.split()[0].removesuffix("(X)") for line in listed] == [f.__name__ for f in (*METHODS, *WRAPPERS)]
     main(["describe", "pw_opsd", "--vs", "opsd"])
     shown = capsys.readouterr().out
     assert "PositionSigmoid" in shown and "SequenceMean" in shown and "divergence" not in shown

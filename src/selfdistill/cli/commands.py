@@ -109,12 +109,12 @@ class Compare(_Command):
 
 @dataclass(frozen=True)
 class Methods(_Command):
-    """List the methods, one line each."""
+    """List the methods and what can be put around them, each in words."""
 
     def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.cli.actions import list_methods
+        from selfdistill.cli.listing import list_methods
 
-        list_methods()
+        print(list_methods())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import selfdistill
+from selfdistill.cli.main import BY_NAME, main
 from selfdistill.methods import METHODS, WRAPPERS
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(selfdistill.__file__).parents[1])}
@@ -77,3 +79,13 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 def test_without_a_command_the_commands_are_shown():
     assert "Start with: selfdistill train quickstart" in python("from selfdistill.cli import main; main([])").stdout
+
+
+@pytest.mark.parametrize("command", BY_NAME)
+def test_every_argument_has_a_name_and_a_line_of_help(capsys, command):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    shown = capsys.readouterr().out.partition("\nsettings, as --key value")[0]
+    assert left.value.code == 0 and shown.startswith(f"usage: selfdistill {command} [-h]")
+    assert not re.search(r"│ \[*(STR|PATH|INT)\b", shown), "a positional argument is named by its type"
+    assert not re.search(r"│ (-\S+ \S+)? *\((default|required)", shown), "an option says nothing but its default"

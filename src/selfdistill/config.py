@@ -290,7 +290,8 @@ def _suggestion(where: str, model: type[BaseModel]) -> str:
     section, _, last = where.rpartition(".")
     if elsewhere := [key for key in known if key.rpartition(".")[2] == last]:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    here = [key for key in known if key.rpartition(".")[0] == ("model" if section == "peer" else section)]
+    prefix = f"{'model' if section == 'peer' else section}." if section else ""
+    here = {prefix + key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix)}
     return nearest(where, known) or f"; known here: {', '.join(sorted(here))}"
 
 

@@ -76,12 +76,15 @@ def _change(part: str, one: str, other: str) -> str:
 
 def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:
     """Both prompts of real problems and the alignment proof. Raises ValueError where training would be stopped."""
-    from selfdistill.api import SETTINGS, assemble, members
     from selfdistill.config import load_settings
+
+    # a mistyped key is told before the libraries load
+    settings = load_settings(recipe, overrides)
+    from selfdistill.api import SETTINGS, assemble, members
     from selfdistill.lockstep import introduce
     from selfdistill.preflight import first_rollouts
 
-    learners = [assemble(own, setting=setting) for own, setting in zip(members(load_settings(recipe, overrides)), SETTINGS, strict=False)]
+    learners = [assemble(own, setting=setting) for own, setting in zip(members(settings), SETTINGS, strict=False)]
     trainers = [parts.trainer for parts in learners]
     introduce(trainers)
     n = max(2, min(4, learners[0].settings.sampling.num_generations))

@@ -125,6 +125,16 @@ class Methods(_Command):
 
 
 @dataclass(frozen=True)
+class Recipes(_Command):
+    """List the shipped recipes, each by its first line; any of them is trained by `selfdistill train NAME`."""
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.listing import list_recipes
+
+        print(list_recipes())
+
+
+@dataclass(frozen=True)
 class Describe(_Command):
     """Show what a method is, its parts and its arguments, or only the parts in which it differs from another."""
 

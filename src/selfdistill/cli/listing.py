@@ -1,9 +1,11 @@
-"""`selfdistill methods`: the methods' files in, a name and a line in words each out. They are read and not imported, so that the list comes without torch."""
+"""`selfdistill methods` and `recipes`: files in, a name and a line in words each out. Methods are read and not imported: their list comes without torch."""
 
 import ast
 import shutil
 import textwrap
 from importlib.resources import files
+
+from selfdistill.recipes import shipped
 
 INDENT = 20
 """Columns of a method's name."""
@@ -24,6 +26,11 @@ def list_methods() -> str:
     return "\n\n".join(map("\n".join, shown))
 
 
+def list_recipes() -> str:
+    """Every shipped recipe by the name that commands take, with the line that its file opens with."""
+    return "\n".join(_wrapped(name, path.read_text().split("\n")[0].lstrip("# ")) for name, path in shipped().items())
+
+
 def _listed(tree: ast.Module, name: str) -> list[str]:
     """The names in a tuple of the module, those of a tuple inside it in its place."""
     value = next(node.value for node in tree.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name)
@@ -42,4 +49,4 @@ def _first_line(node: ast.Module | ast.FunctionDef) -> str:
 
 def _wrapped(name: str, text: str) -> str:
     width = min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
-    return textwrap.fill(text, max(width, 2 * INDENT), initial_indent=f"{name:{INDENT - 1}s} ", subsequent_indent=" " * INDENT)
+    return textwrap.fill(text, max(width, 2 * INDENT), initial_indent=f"{name} ".ljust(INDENT), subsequent_indent=" " * INDENT)

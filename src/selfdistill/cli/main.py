@@ -23,6 +23,7 @@ Command = (
     | Annotated[c.Compare, tyro.conf.subcommand("compare")]
     | Annotated[k.Claims, tyro.conf.subcommand("claims")]
     | Annotated[c.Methods, tyro.conf.subcommand("methods")]
+    | Annotated[c.Recipes, tyro.conf.subcommand("recipes")]
     | Annotated[c.Describe, tyro.conf.subcommand("describe")]
     | Annotated[c.Preview, tyro.conf.subcommand("preview")]
     | Annotated[c.Sample, tyro.conf.subcommand("sample")]

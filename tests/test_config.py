@@ -38,6 +38,8 @@ def method_of(settings):
         ({"eval": {"zzz": 1}}, "there is no key 'eval.zzz'; known here: eval.at_end, eval.batch_size"),
         ({"zzz": 1}, "eval, keep_checkpoints, log_samples_every, method, model, optimizer, output_dir, peer, prompts_per_step, reward, sampling, seed"),
         ({"steps": "many"}, "steps = 'many'"),
+        ({"steps": True}, "steps = True: needs a number"),
+        ({"output_dir": ""}, "output_dir = ''"),
         ({"steps": 0}, "steps = 0: input should be greater than or equal to 1"),
         ({"sampling": {"top_p": 1.5}}, "sampling.top_p = 1.5: input should be less than or equal to 1"),
         ({"model": {"dtype": "fp8"}}, "model.dtype = 'fp8': input should be 'float32', 'bfloat16' or 'float16'"),

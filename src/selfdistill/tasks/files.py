@@ -136,7 +136,7 @@ def load_rows(path: str, *, split: str, subset: str | None = None) -> list[dict[
 
 def _ask_hub(path: str) -> None:
     """Raises ValueError where the hub has no such dataset; where it does not answer, what is cached is read without asking again and again."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants, dataset_info
     from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 
@@ -145,7 +145,7 @@ def _ask_hub(path: str) -> None:
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(f"the dataset {path!r} is neither a file here nor on the hub; a private or gated one needs: hf auth login") from error
     except (OSError, HTTPError):
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
 
 
 def with_templates(problems: Sequence[Problem], templates: Mapping[str, str]) -> list[Problem]:

@@ -245,8 +245,8 @@ def test_preview_shows_both_prompts_where_they_join_the_completion(here, capsys)
 
 def test_methods_and_describe_print_what_a_method_is(capsys):
     main(["methods"])
-    listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0].removesuffix("(X)") for line in listed if line] == [f.__name__ for f in (*METHODS, *WRAPPERS)]
+    listed = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith(" ")]
+    assert [line.split()[0].removesuffix("(X)") for line in listed] == [f.__name__ for f in (*METHODS, *WRAPPERS)]
     main(["describe", "pw_opsd", "--vs", "opsd"])
     shown = capsys.readouterr().out
     assert "PositionSigmoid" in shown and "SequenceMean" in shown and "divergence" not in shown
@@ -332,7 +332,10 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
         (["--model", "./absent"], "'./absent' is not a folder"),
         (["--eval.num_problems", "0"], "eval.num_problems = 0"),
         (["extra"], "unexpected argument 'extra'"),
-        (["--resume"], "run has no complete checkpoint to resume from"),
+        (["--resume"], "there is no run in run to resume; leave out --resume to start one"),
+        (["--output_dir", "data.jsonl/run"], "output_dir = 'data.jsonl/run' cannot be written"),
+        (["--method", "opcod"], "needs a second model that learns beside the first; set [peer] path"),
+        (["--model", "absent/model"], "model.path = 'absent/model' is not a folder here, and the hub does not answer"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -344,7 +347,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, s
 def test_bad_input_of_the_other_commands(here, capsys):
     assert "there is no method 'opds'; did you mean" in refused(capsys, ["describe", "opds"])
     assert "unexpected argument --foo" in refused(capsys, ["methods", "--foo"])
-    assert "there is no recipe 'quikstart'; give a .toml file" in refused(capsys, ["preview", "quikstart"])
+    assert "there is no recipe 'quikstart'; did you mean 'quickstart'?; `selfdistill recipes` lists them" in refused(capsys, ["preview", "quikstart"])
     assert "'./absent' is not a folder" in refused(capsys, ["sample", "./absent", "w1"])
 
 

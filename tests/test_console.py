@@ -50,14 +50,27 @@ def test_an_evaluation_inside_training_has_its_own_bar_while_it_lasts():
     assert made.progress is None
 
 
-def test_a_file_gets_lines_now_and_then_instead_of_bars():
+def test_a_file_gets_lines_now_and_then_instead_of_bars(monkeypatch):
+    """Within seconds the first and the last step; where steps take longer, each one."""
     made = console(terminal=False)
     with made.training(20, done=0) as show:
-        for step in range(1, 21):
+        for step in range(1, 20):
             show(result(step), step == 1)
+        monkeypatch.setattr("selfdistill.console.EVERY", 0.0)
+        show(result(20), False)
     lines = shown(made).splitlines()
-    assert lines[0].startswith("step 1, reward 0.0, gold w") and len(lines) == 5
-    assert lines[3:] == [f"step {step}/20: reward 0.250, loss 1.5000, taught 50%, 1,234 tokens/s" for step in (10, 20)]
+    assert lines[0].startswith("step 1, reward 0.0, gold w")
+    assert lines[-1] == "training: step 20/20, reward 0.250, loss 1.5000, taught 50%, 1,234 tokens/s" and len(lines) <= 5
+    with made.training(3, done=0, whose=" of the peer") as show, made.bar("evaluating base", 8) as advance:
+        advance(4, 8)
+        for step in (1, 2, 3):
+            show(result(step), False)
+    lines = shown(made).splitlines()[len(lines) :]
+    assert [line.split(",")[0] for line in lines] == [
+        "evaluating base: 8 samples",
+        "evaluating base: 4/8",
+        *(f"training of the peer: step {step}/3" for step in (1, 2, 3)),
+    ]
 
 
 def test_text_of_rollouts_is_not_read_as_markup():

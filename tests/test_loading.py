@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import warnings
 
 import pytest
@@ -146,13 +147,25 @@ def test_loading_draws_no_bars_warns_of_nothing_and_leaves_the_settings_alone(fo
     assert transformers_logging.is_progress_bar_enabled() and modeling_gguf_pytorch_utils.tqdm is bar
 
 
+def test_a_hub_that_does_not_answer_leaves_its_cache(folder, tmp_path, monkeypatch, capfd):
+    """As the hub's own library lays it out; nothing is asked twice and nothing is printed."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--owner--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("abc")
+    shutil.copytree(folder, kept / "snapshots" / "abc")
+    assert logits(load_policy("owner/name").model).equal(logits(load_policy(str(folder)).model))
+    assert "Retry" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "path, said",
     [
         ("/no/such/folder", r"'/no/such/folder' is not a folder"),
+        ("two words/model", r"'two words/model' is neither a folder here nor a model on the hub"),
         ("./nothing", r"'\./nothing' is not a folder"),
         ("tinyy", r"'tinyy'.* did you mean 'tiny'"),
-        ("no-such-owner/no-such-model", r"'no-such-owner/no-such-model': no tokenizer loads"),
+        ("no-such-owner/no-such-model", r"'no-such-owner/no-such-model' is not a folder here, and the hub does not answer"),
         ("nothing.gguf", r"'nothing\.gguf' is not a file"),
         ("", "model.path is empty"),
     ],

@@ -144,3 +144,17 @@ def test_every_method_has_a_recipe_for_the_testbed():
             continue  # two models on a mix of domains are a table of their own
         assert (found.steps, found.prompts_per_step, found.sampling.num_generations, found.eval.num_problems, found.eval.every) == (15, 16, 8, 250, 0), name
         assert found.checkpoint_every == 5, "an interrupted comparison goes on"
+
+
+def test_a_folder_is_no_recipe_but_a_run_in_it_has_one(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder; give a \.toml file"):
+        read_recipe(str(tmp_path))
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"give .*settings\.json, the settings of the run in it"):
+        read_recipe(str(tmp_path))
+
+
+def test_a_folder_called_like_a_recipe_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "opsd").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("opsd")["output_dir"] == "runs/opsd"

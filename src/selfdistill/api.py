@@ -25,6 +25,7 @@ from selfdistill.tasks.loading import load_task
 from selfdistill.templates import load_templates
 from selfdistill.trainer import StepResult, Trainer
 from selfdistill.types import Problem
+from selfdistill.writers import NEEDS_PEER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,18 @@ def assemble(
     task: Task | None = None,
     reward: RewardFunction | None = None,
     setting: str = "model.path",
+    paired: bool = False,
 ) -> Assembled:
     """A run from its settings; what is given as an object takes the place of its section; `setting` is what holds the model's path.
 
-    Raises ValueError on anything that cannot run.
+    `paired`: a peer that the settings do not name is introduced later. Raises ValueError on anything that cannot run, before the model is loaded where
+    that can be known.
     """
     torch.manual_seed(settings.seed)
     method = method or build_method(settings.method.name, settings.method.arguments, max_completion_length=settings.sampling.max_completion_length)
     _check_groups(method, settings.sampling.num_generations)
+    if method.reads_peer and settings.peer is None and not paired:
+        raise ValueError(NEEDS_PEER)
     task = task or load_task(settings.task)
     reward = reward or (load_object(settings.reward) if settings.reward else None)
     conversation = build_conversation(settings.eval.conversation)
@@ -145,6 +150,7 @@ def _steps(
             task=None if isinstance(task, str) else task,
             reward=reward,
             setting=setting,
+            paired=len(models) > 1,
         ).trainer
         for model, setting in zip(models, SETTINGS, strict=False)
     ]

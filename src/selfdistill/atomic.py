@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
     shutil.rmtree(path, ignore_errors=True)
     os.replace(partial, path)
+
+
+def require_writable(folder: Path) -> None:
+    """Raises ValueError where the folder cannot be made or written to; leaves nothing there."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir = {str(folder)!r} cannot be written, {there}: {error.strerror}; choose another --output_dir") from error
 
 
 def _beside(path: Path) -> Path:

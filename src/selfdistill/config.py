@@ -190,7 +190,7 @@ class Settings(Section):
     """Tokens of a micro-batch over all views, padding included: the memory knob."""
     seed: int = 0
     """Of sampling, the order of problems and everything else that is random."""
-    output_dir: str = "runs/run"
+    output_dir: str = Field(default="runs/run", min_length=1)
     """The run's folder; it must not hold a run already."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Writes a checkpoint each that many steps; 0: only at the end."""
@@ -242,7 +242,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"there is no key {where!r}{_suggestion(where, model)}"
-    return f"{where or 'settings'} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{where or 'settings'} = {first['input']!r}: {said[0].lower()}{said[1:]}"
 
 
 def keys(model: type[BaseModel] = Settings) -> dict[str, FieldInfo]:
@@ -290,7 +291,8 @@ def _suggestion(where: str, model: type[BaseModel]) -> str:
     section, _, last = where.rpartition(".")
     if elsewhere := [key for key in known if key.rpartition(".")[2] == last]:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    here = [key for key in known if key.rpartition(".")[0] == ("model" if section == "peer" else section)]
+    prefix = f"{'model' if section == 'peer' else section}." if section else ""
+    here = {prefix + key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix)}
     return nearest(where, known) or f"; known here: {', '.join(sorted(here))}"
 
 

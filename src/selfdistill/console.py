@@ -1,5 +1,6 @@
 """What a person sees while a run goes: settings, bars with rates and time left, a few completions, the result. Quiet lines without a terminal."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from selfdistill.config import Settings
 from selfdistill.method import UNUSED
 from selfdistill.trainer import StepResult
 
+EVERY = 5.0
+"""Seconds between the lines that stand for a bar where there is no terminal."""
+
 
 class Console:
     """Prints to the terminal through rich."""
@@ -21,6 +25,7 @@ class Console:
     def __init__(self, *, stderr: bool = False) -> None:
         self.out = rich.console.Console(highlight=False, soft_wrap=True, stderr=stderr)
         self.progress: Progress | None = None
+        self.lines: dict[str, float] = {}
 
     def begin(self, settings: Settings, method: Mapping[str, str], memory: Mapping[str, float]) -> None:
         """The method's parts and what the run will need."""
@@ -35,6 +40,7 @@ class Console:
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
+        self._line(text, at_once=True)
         with self.out.status(text):
             yield
 
@@ -47,6 +53,8 @@ class Console:
     def bar(self, what: str, total: int | None, *, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
         """A bar over samples; yields the function that moves it to (done, total), where the total may become known."""
         nested, known = self.progress is not None, total
+        if total is not None:
+            self._line(what, f"{total} {unit}", at_once=True)
         with self._bars() as progress:
             task = progress.add_task(what, total=total, note="")
 
@@ -54,12 +62,13 @@ class Console:
                 nonlocal known
                 known = of
                 progress.update(task, completed=done, total=of)
+                self._line(what, f"{done}/{of}")
 
             yield advance
             if nested:
                 progress.remove_task(task)
-        if not self.out.is_terminal:
-            self.out.print(what if known is None else f"{what}: {known} {unit}")
+        if total is None:
+            self._line(what, "" if known is None else f"{known} {unit}", at_once=True)
 
     @contextmanager
     def training(self, steps: int, *, done: int, whose: str = "") -> Iterator[Callable[[StepResult, bool], None]]:
@@ -73,10 +82,17 @@ class Console:
                 progress.update(task, completed=result.step, note=note)
                 if with_sample:
                     self.sample(result)
-                elif not self.out.is_terminal and result.step % 10 == 0:
-                    self.out.print(f"step {result.step}/{steps}{whose}: {note}")
+                else:
+                    self._line(f"training{whose}", f"step {result.step}/{steps}, {note}", at_once=result.step in (1, steps))
 
             yield show
+
+    def _line(self, what: str, text: str = "", *, at_once: bool = False) -> None:
+        """What a bar would show, as a line where there is no terminal: `at_once`, or where the last one on the same matter is old."""
+        now = time.monotonic()
+        if not self.out.is_terminal and (at_once or now - self.lines.get(what, 0.0) >= EVERY):
+            self.lines[what] = now
+            self.out.print(f"{what}: {text}" if text else what, markup=False)
 
     def sample(self, result: StepResult) -> None:
         """One completion of a step, with its question and reward."""

@@ -8,7 +8,7 @@ WRITERS = ("inline_container.cc", "PytorchStreamWriter failed", "os error 28")
 """What torch and safetensors say instead of OSError when the disk is full."""
 
 
-def sentence(error: Exception) -> str | None:
+def sentence(error: BaseException) -> str | None:
     """One sentence for bad input, a full disk or too little memory; None where the fault is not the user's."""
     if _disk_full(error):
         return DISK_FULL
@@ -19,11 +19,16 @@ def sentence(error: Exception) -> str | None:
     return " ".join(str(error).split()) if isinstance(error, ValueError | OSError) else None
 
 
-def _disk_full(error: Exception) -> bool:
+def interrupted(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, or what a library or the interpreter raised in its place, as for one that falls into the making of a class."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or interrupted(error.__cause__ or error.__context__))
+
+
+def _disk_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(words in str(error) for words in WRITERS)
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """MemoryError or one of torch's two, known without importing torch."""
     torch = sys.modules.get("torch")
     of_torch = torch is not None and isinstance(error, torch.OutOfMemoryError)

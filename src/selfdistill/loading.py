@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -24,6 +26,8 @@ from selfdistill.models import Layout, Policy
 SHIPPED = "tiny"
 SMOLLM2 = "smollm2-135m"
 GGUF_READER = "transformers.modeling_gguf_pytorch_utils"
+HUB_SECONDS = 10
+"""How long the hub has to answer whether it has a model; downloads have their own patience."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -129,8 +133,26 @@ def _resolve(path: str, setting: str) -> tuple[str, str | None]:
     folder = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not folder.is_dir():
-        raise ValueError(f"{setting} = {path!r} is not a folder; give a folder, a hub id or {SHIPPED!r}")
-    return str(folder) if folder.is_dir() else path, None
+        near = nearest(folder.name, [other.name for other in folder.parent.glob("*") if other.is_dir()])
+        raise ValueError(f"{setting} = {path!r} is not a folder{near}; give a folder, a hub id or {SHIPPED!r}")
+    return str(folder) if folder.is_dir() else _from_hub(path, setting), None
+
+
+def _from_hub(path: str, setting: str) -> str:
+    """A hub id that the hub knows, or where the hub does not answer, the folder of its cache: asked once, before libraries ask again and again."""
+    near = nearest(path, (SHIPPED, SMOLLM2))
+    try:
+        model_info(path, timeout=HUB_SECONDS)
+    except GatedRepoError as error:
+        raise ValueError(f"{setting} = {path!r} is gated on the hub; ask for access on its page, then log in with: hf auth login") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ValueError(f"{setting} = {path!r} is neither a folder here nor a model on the hub{near}; a private one needs: hf auth login") from error
+    except (OSError, HTTPError) as error:
+        kept = [try_to_load_from_cache(path, name) for name in ("config.json", "adapter_config.json")]
+        if found := next((file for file in kept if isinstance(file, str)), None):
+            return str(Path(found).parent)
+        raise ValueError(f"{setting} = {path!r} is not a folder here{near}, and the hub does not answer ({_first_line(error)})") from error
+    return path
 
 
 def _resolve_base(adapter: str, setting: str) -> tuple[str, str | None]:

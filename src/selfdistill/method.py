@@ -4,6 +4,7 @@ Parts are frozen dataclasses with `__call__`, so a method prints, pickles, compa
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -68,6 +69,11 @@ class Method:
         parts = (self.token_weight,) * bool(self.distill_coef) + (self.credit, self.policy_loss) * bool(self.policy_coef)
         return all(getattr(part, "pointwise", False) for part in parts)
 
+    @property
+    def reads_peer(self) -> bool:
+        """Whether any part asks the model that learns beside this one."""
+        return any(getattr(part, "reads_peer", False) for f in fields(self) for part in _inside(getattr(self, f.name)))
+
 
 UNUSED = "-"
 
@@ -83,6 +89,14 @@ def diff(one: Method, other: Method) -> dict[str, tuple[str, str]]:
     left, right, written = describe(one), describe(other), _written(other)
     different = (name for name, text in _written(one).items() if text != written[name])
     return {name: (left[name], right[name]) for name in different if (left[name], right[name]) != (UNUSED, UNUSED)}
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """A part and those it is made of."""
+    yield value
+    inner = [getattr(value, f.name) for f in fields(value)] if dataclasses.is_dataclass(value) else value if isinstance(value, tuple) else ()
+    for part in inner:
+        yield from _inside(part)
 
 
 def _unused(method: Method) -> set[str]:

@@ -13,6 +13,8 @@ from selfdistill.imports import load_object
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Fused AdamW, or the user's class called with (parameters, lr=, weight_decay=)."""
     if settings.name != "adamw":
+        if ":" not in settings.name:
+            raise ValueError(f"optimizer.name = {settings.name!r} is neither 'adamw' nor an optimizer class as package.module:name")
         return load_object(settings.name)(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
 

@@ -86,12 +86,14 @@ def _table(key: str, value: Any) -> Any:
 
 
 def _find(recipe: str) -> Path:
-    path = Path(recipe)
+    path, known = Path(recipe), shipped()
+    if path.is_dir() and recipe not in known:
+        own = path / "settings.json"
+        raise ValueError(f"recipe {recipe!r} is a folder; give " + (f"{own}, the settings of the run in it" if own.is_file() else "a .toml file"))
     if path.suffix in (".toml", ".json") or path.is_file():
         return path
-    known = shipped()
     if recipe not in known:
-        raise ValueError(f"there is no recipe {recipe!r}; give a .toml file or one of {', '.join(known)}{nearest(recipe, known)}")
+        raise ValueError(f"there is no recipe {recipe!r}{nearest(recipe, known)}; `selfdistill recipes` lists them, and a .toml file is one too")
     return known[recipe]
 
 
@@ -99,6 +101,7 @@ def _parsed(path: Path, recipe: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text()) if path.suffix == ".json" else tomllib.loads(path.read_text())
     except OSError as error:
-        raise ValueError(f"recipe {recipe!r} cannot be read: {error.strerror}") from error
+        near = nearest(path.name, [other.name for other in path.parent.glob(f"*{path.suffix}")])
+        raise ValueError(f"recipe {recipe!r} cannot be read: {error.strerror}{near}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"recipe {recipe!r} is not {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from error

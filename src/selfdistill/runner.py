@@ -13,7 +13,7 @@ from pathlib import Path
 
 from selfdistill import checkpoint
 from selfdistill.api import SETTINGS, Assembled, assemble, make_eval_sampler, members
-from selfdistill.atomic import parsed, write_whole
+from selfdistill.atomic import parsed, require_writable, write_whole
 from selfdistill.config import INCIDENTAL, Settings, read_settings, save_settings
 from selfdistill.console import Console
 from selfdistill.evaluate import Evaluation
@@ -44,6 +44,8 @@ class Run:
         each = members(settings)
         folders = [Path(own.output_dir) for own in each]
         if resume:
+            if not (folders[0] / "settings.json").is_file():
+                raise ValueError(f"there is no run in {folders[0]} to resume; leave out --resume to start one, or set --output_dir to the run's folder")
             # killed between the two, one model may be a checkpoint ahead
             step = checkpoint.latest(*folders).name
             return tuple(_same_run(cls(settings=own, resumed=folder / "checkpoints" / step)) for own, folder in zip(each, folders, strict=True))
@@ -51,6 +53,7 @@ class Run:
             if (folder / "settings.json").exists():
                 way = "continue it with --resume" if checkpoint.checkpoints(folder) else "it has no checkpoint yet, remove it"
                 raise ValueError(f"{folder} already holds a run; {way}, or choose another --output_dir")
+        require_writable(folders[0])
         return tuple(cls(settings=own, resumed=None) for own in each)
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import ClassVar
 
 import torch
 
@@ -88,6 +89,7 @@ class PeerFeedback:
     gate: Gate = Cognizance()
     anchor: Anchor = Anchored()
     writer: Writer = Peer()
+    reads_peer: ClassVar[bool] = True
 
     def __call__(self, groups: list[Group], tools: Tools) -> None:
         peers = [_peer(group, tools) for group in groups]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfdistill.contexts import TextSource, without_thinking, worded
 from selfdistill.sampling import Sampler
@@ -68,6 +68,7 @@ class Peer:
     """The other model of two that learn in lockstep, as it is now. Raises ValueError where one learns alone."""
 
     writer: Writer = Student()
+    reads_peer: ClassVar[bool] = True
 
     def __call__(self, chats: Sequence[Sequence[Message]], tools: Tools) -> list[str]:
         return self.writer(chats, peer_of(tools))
@@ -158,10 +159,13 @@ def asked_about(attempts: Sequence[tuple[Rollout, Group, str]], writer: Writer, 
     return [said.get(i) for i in range(len(attempts))]
 
 
+NEEDS_PEER = 'this method needs a second model that learns beside the first; set [peer] path = "...", in Python call selfdistill.train_pair'
+
+
 def peer_of(tools: Tools) -> Tools:
     """The other model's tools. Raises ValueError where there is none."""
     if tools.peer is None:
-        raise ValueError('this method needs a second model that learns beside the first; set [peer] path = "...", in Python call selfdistill.train_pair')
+        raise ValueError(NEEDS_PEER)
     return tools.peer
 
 

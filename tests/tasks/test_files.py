@@ -162,7 +162,7 @@ def test_a_split_that_came_out_empty_names_the_knob() -> None:
         ("broken.jsonl", '{"prompt": ', {}, "cannot be read"),
         ("notes.txt", "hello", {}, "is not one of .jsonl, .json, .parquet, .csv"),
         ("good.jsonl", '{"prompt": "a"}', {"test_split": "test"}, "has no split 'test'; name the file to test on as task.test_path"),
-        ("no/such_folder", None, {}, "cannot be read"),
+        ("no/such_folder", None, {}, "is neither a file here nor on the hub"),
     ],
 )
 def test_bad_files_are_one_sentence(tmp_path: Path, name: str, text: str | None, settings: dict[str, str], sentence: str) -> None:

@@ -6,14 +6,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-from selfdistill.atomic import whole_folder
-from selfdistill.config import explain, load_settings, read_settings
-from selfdistill.recipes import read_recipe
 
 if TYPE_CHECKING:
     from selfdistill.api import Assembled
@@ -22,17 +17,6 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 LISTED = 100
 """Columns of a list of controls, whatever the terminal's."""
-
-
-def list_methods() -> None:
-    """One line a method."""
-    from selfdistill.methods import METHODS, WRAPPERS
-
-    for function in METHODS:
-        out.print(f"{function.__name__:18s} {escape(_first_line(function))}")
-    out.print()
-    for function in WRAPPERS:
-        out.print(f"{function.__name__ + '(X)':18s} {escape(_first_line(function))}")
 
 
 def describe_method(name: str, *, vs: str | None) -> None:
@@ -92,11 +76,15 @@ def _change(part: str, one: str, other: str) -> str:
 
 def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) -> None:
     """Both prompts of real problems and the alignment proof. Raises ValueError where training would be stopped."""
+    from selfdistill.config import load_settings
+
+    # a mistyped key is told before the libraries load
+    settings = load_settings(recipe, overrides)
     from selfdistill.api import SETTINGS, assemble, members
     from selfdistill.lockstep import introduce
     from selfdistill.preflight import first_rollouts
 
-    learners = [assemble(own, setting=setting) for own, setting in zip(members(load_settings(recipe, overrides)), SETTINGS, strict=False)]
+    learners = [assemble(own, setting=setting) for own, setting in zip(members(settings), SETTINGS, strict=False)]
     trainers = [parts.trainer for parts in learners]
     introduce(trainers)
     n = max(2, min(4, learners[0].settings.sampling.num_generations))
@@ -120,6 +108,7 @@ def _show_preview(parts: "Assembled", groups: "list[Group]") -> None:
 
 def sample_model(model: str, question: str, *, n: int, temperature: float, max_completion_length: int) -> None:
     """Completions of one question, thinking as a run's own sampling does."""
+    from selfdistill.config import read_settings
     from selfdistill.loading import load_policy
     from selfdistill.sampling.transformers import TransformersSampler
     from selfdistill.types import Problem
@@ -137,6 +126,7 @@ def export_model(model: str, *, output: Path, merge: bool, push_to_hub: str | No
     """An ordinary folder, whole or not at all, and the hub where asked. Raises ValueError where the folder is taken."""
     import huggingface_hub
 
+    from selfdistill.atomic import whole_folder
     from selfdistill.loading import load_policy, save_policy
 
     if output.exists() and any(output.iterdir()):
@@ -152,7 +142,11 @@ def export_model(model: str, *, output: Path, merge: bool, push_to_hub: str | No
 
 def pretrain_base(recipe: str, *, output_dir: str | None) -> None:
     """Raises ValueError on a setting the recipe gets wrong."""
+    from pydantic import ValidationError
+
+    from selfdistill.config import explain
     from selfdistill.pretrain import PretrainSettings, pretrain
+    from selfdistill.recipes import read_recipe
 
     data = read_recipe(recipe) | ({"output_dir": output_dir} if output_dir else {})
     try:

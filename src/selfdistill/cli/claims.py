@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from selfdistill.cli.commands import _Command
 
@@ -22,7 +22,7 @@ TESTBED = "arithmetic"
 class Claims(_Command):
     """Writes the claims ledger: each paper's directional claims beside what these runs and their diagnostics say, with interval, seeds and a verdict."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
     """Folders of finished runs, with the diagnostics in them."""
     output: Path = Path("docs/claims.md")
     """The page."""

@@ -3,9 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
+
+Recipe = Annotated[str, arg(metavar="RECIPE")]
+Model = Annotated[str, arg(metavar="MODEL")]
+Method = Annotated[str, arg(metavar="METHOD")]
+Run = Annotated[Path, arg(metavar="RUN")]
+Folder = Annotated[Path, arg(metavar="FOLDER")]
+"""What stands for an argument in `--help`, as in docs/command_line.md."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class _Command:
 class Train(_Command):
     """Train by a recipe. Any setting is changed by --key value: --steps 50, --method hsd, --sampling.temperature 0.9, --model.lora.r 16."""
 
-    recipe: Positional[str]
+    recipe: Positional[Recipe]
     """A .toml file, or the name of a shipped recipe such as quickstart."""
     resume: bool = False
     """Continue from the last checkpoint of the run's output_dir, bit for bit."""
@@ -55,7 +62,7 @@ class Train(_Command):
 class Eval(_Command):
     """Measure a model on held-out problems: avg@k, pass@k, maj@k, intervals over problems, truncation, length, entropy; beside another where asked."""
 
-    model: Positional[str]
+    model: Positional[Model]
     """A run's folder (its last checkpoint), a model folder or a hub id."""
     recipe: str | None = None
     """Whose task and decoding a model without a run is measured under; none: quickstart. --eval.num_problems, --eval.num_samples and others change them."""
@@ -81,7 +88,7 @@ class Eval(_Command):
 class Compare(_Command):
     """Train methods side by side over several seeds, each beside its null control, or tabulate finished runs: gains, intervals, diversity, cost."""
 
-    what: Positional[tuple[str, ...]]
+    what: Annotated[Positional[tuple[str, ...]], arg(metavar="RECIPE or RUN ...")]
     """Recipes (each trained with every seed, into OUTPUT/recipe/seed) and folders of finished runs."""
     null: tuple[str, ...] = ()
     """Recipes or folders that are null controls; each belongs to the method of its name that differs in arguments alone."""
@@ -109,21 +116,31 @@ class Compare(_Command):
 
 @dataclass(frozen=True)
 class Methods(_Command):
-    """List the methods, one line each."""
+    """List the methods and what can be put around them, each in words."""
 
     def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.cli.actions import list_methods
+        from selfdistill.cli.listing import list_methods
 
-        list_methods()
+        print(list_methods())
+
+
+@dataclass(frozen=True)
+class Recipes(_Command):
+    """List the shipped recipes, each by its first line; any of them is trained by `selfdistill train NAME`."""
+
+    def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.cli.listing import list_recipes
+
+        print(list_recipes())
 
 
 @dataclass(frozen=True)
 class Describe(_Command):
     """Show what a method is, its parts and its arguments, or only the parts in which it differs from another."""
 
-    method: Positional[str]
+    method: Positional[Method]
     """A name like hsd or grpo_plus(hsd), or package.module:name."""
-    vs: str | None = None
+    vs: Annotated[str | None, arg(metavar="METHOD")] = None
     """The method to compare with."""
     controls: bool = False
     """Lists the controls and ablations of the method instead, with the part that each one changes."""
@@ -140,7 +157,8 @@ class Describe(_Command):
 class Preview(_Command):
     """Show what student and teacher read on real problems, token by token where it joins the completion, and prove the alignment."""
 
-    recipe: Positional[str]
+    recipe: Positional[Recipe]
+    """A .toml file, or the name of a shipped recipe such as quickstart."""
     problems: int = 2
     """How many problems are shown."""
     takes_settings: ClassVar[bool] = True
@@ -155,13 +173,16 @@ class Preview(_Command):
 class Sample(_Command):
     """Ask a trained model a question."""
 
-    model: Positional[str]
+    model: Positional[Model]
     """A run's folder, a model folder or a hub id."""
-    question: Positional[str]
+    question: Annotated[Positional[str], arg(metavar="QUESTION")]
+    """What the model is asked, as one user turn."""
     n: int = 1
     """Completions."""
     temperature: float = 1.0
+    """Divides the logits before sampling; 0 is greedy."""
     max_completion_length: int = 512
+    """Tokens of a completion; at most half of the model's positions."""
 
     def run(self, overrides: Mapping[str, Any]) -> None:
         from selfdistill.cli.actions import sample_model
@@ -173,12 +194,13 @@ class Sample(_Command):
 class Export(_Command):
     """Write a run's model as an ordinary Hugging Face folder."""
 
-    model: Positional[str]
+    model: Positional[Model]
     """A run's folder or a checkpoint."""
-    output: Path = Path("exported")
+    output: Folder = Path("exported")
+    """A new folder."""
     merge: bool = False
     """Folds a LoRA adapter into its base."""
-    push_to_hub: str | None = None
+    push_to_hub: Annotated[str | None, arg(metavar="ID")] = None
     """Uploads to this hub id as well."""
 
     def run(self, overrides: Mapping[str, Any]) -> None:
@@ -191,8 +213,9 @@ class Export(_Command):
 class Pretrain(_Command):
     """Train the testbed's base from scratch by a recipe of phases."""
 
-    recipe: Positional[str]
-    output_dir: str | None = None
+    recipe: Positional[Recipe]
+    """A .toml file, or tiny_base."""
+    output_dir: Annotated[str | None, arg(metavar="FOLDER")] = None
     """Where it goes instead of the recipe's own folder."""
 
     def run(self, overrides: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from selfdistill.cli.commands import _Command
+from selfdistill.cli.commands import Run, _Command
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -22,7 +22,7 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class _Diagnostic(_Command):
-    folder: Positional[Path]
+    folder: Positional[Run]
     """A run's folder."""
     steps: tuple[int, ...] = ()
     """Whose rollouts are read; none: the step that the checkpoint's weights wrote, or the nearest."""

@@ -2,11 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 import tyro
-from rich.console import Console
 
 from selfdistill.cli import blame as b
 from selfdistill.cli import claims as k
@@ -15,7 +14,8 @@ from selfdistill.cli import diagnostics as d
 from selfdistill.cli import probing as p
 from selfdistill.cli import report as r
 from selfdistill.cli.overrides import parse_overrides
-from selfdistill.errors import sentence
+from selfdistill.errors import interrupted, sentence
+from selfdistill.imports import nearest
 
 Command = (
     Annotated[c.Train, tyro.conf.subcommand("train")]
@@ -23,6 +23,7 @@ Command = (
     | Annotated[c.Compare, tyro.conf.subcommand("compare")]
     | Annotated[k.Claims, tyro.conf.subcommand("claims")]
     | Annotated[c.Methods, tyro.conf.subcommand("methods")]
+    | Annotated[c.Recipes, tyro.conf.subcommand("recipes")]
     | Annotated[c.Describe, tyro.conf.subcommand("describe")]
     | Annotated[c.Preview, tyro.conf.subcommand("preview")]
     | Annotated[c.Sample, tyro.conf.subcommand("sample")]
@@ -39,7 +40,7 @@ Command = (
     | Annotated[p.Viability, tyro.conf.subcommand("viability")]
     | Annotated[p.Judge, tyro.conf.subcommand("judge")]
 )
-TAKES_SETTINGS = [command.__name__.lower() for command, *_ in map(get_args, get_args(Command)) if command.takes_settings]
+BY_NAME = {command.__name__.lower(): command for command, *_ in map(get_args, get_args(Command))}
 DESCRIPTION = (
     "On-policy self-distillation of language-model reasoning. Start with: selfdistill train quickstart. "
     "SELFDISTILL_TRACEBACK=1 in the environment shows where an error came from."
@@ -47,21 +48,27 @@ DESCRIPTION = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command and leaves with its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Runs one command and leaves with its exit code: 0, 2 for bad input, 130 when interrupted, 141 when nobody reads on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+    command: Any = None
     overrides: dict[str, Any] = {}
     try:
+        command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+        if rest and not command.takes_settings:
+            raise ValueError(f"unexpected argument {rest[0]}; see selfdistill {type(command).__name__.lower()} --help")
         overrides = parse_overrides(rest)
-        if overrides and not command.takes_settings:
-            raise ValueError(f"unexpected argument --{next(iter(overrides))}; see selfdistill {type(command).__name__.lower()} --help")
         command.run(overrides)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{command.where(overrides)}", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
+        sys.stdout.flush()
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupted(error):
+            print(f"\ninterrupted{_where(command, overrides)}", file=sys.stderr)
+            sys.exit(130)
+        if isinstance(error, BrokenPipeError):
+            # `selfdistill methods | head -3`: nobody reads on; the interpreter's own flush at its end must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         # with SELFDISTILL_TRACEBACK set, the place the sentence came from
         if os.environ.get("SELFDISTILL_TRACEBACK") or (said := sentence(error)) is None:
             raise
@@ -69,12 +76,28 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+def _where(command: Any, overrides: Mapping[str, Any]) -> str:
+    """What an interrupted command leaves behind; nothing where its settings were never read, or at a second Ctrl-C."""
+    try:
+        return command.where(overrides) if command else ""
+    except (ValueError, KeyboardInterrupt):
+        return ""
+
+
 def _parse(arguments: Sequence[str]) -> tuple[Any, list[str]]:
     """The command and the `--key value` pairs it does not know itself; help of a command that takes settings lists them."""
+    arguments = arguments or ["--help"]
+    # the named command alone: building the arguments of all of them takes longer than some of them run
+    named = BY_NAME.get(arguments[0])
+    if named is None and not arguments[0].startswith("-"):
+        raise ValueError(f"there is no command {arguments[0]!r}{nearest(arguments[0], BY_NAME)}; selfdistill --help lists them")
+    prog, rest = ("selfdistill", arguments) if named is None else (f"selfdistill {arguments[0]}", arguments[1:])
     try:
-        return tyro.cli(Command, prog="selfdistill", description=DESCRIPTION, args=arguments, return_unknown_args=True)
+        return tyro.cli(named or Command, prog=prog, description=None if named else DESCRIPTION, args=rest, return_unknown_args=True)
     except SystemExit:
-        if {"-h", "--help"} & set(arguments) and arguments[0] in TAKES_SETTINGS:
+        if {"-h", "--help"} & set(arguments) and named and named.takes_settings:
+            from rich.console import Console
+
             from selfdistill.cli.reference import print_settings
 
             print_settings(Console(highlight=False))

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from selfdistill.cli.commands import _Command
 
@@ -15,7 +15,7 @@ from selfdistill.cli.commands import _Command
 class Report(_Command):
     """Write one HTML page about one run or several: curves, a comparison, rollouts token by token, settings and parts."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
     """Runs' folders."""
     output: Path | None = None
     """The page's file; none: report.html in the run's folder, or in the folder that all of them are in."""

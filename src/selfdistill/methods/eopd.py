@@ -16,5 +16,5 @@ def eopd(*, threshold: float = 0.8, top_k: int = 16, distill_coef: float = 1.0, 
 
 
 def entropy_opd(*, scale: float = 1.0, teacher: TeacherWeights = External()) -> Method:
-    """L = mean_t exp(-H(T_t) / scale) KL(S_t || T_t) over the full vocabulary; the weight and its scale are [open]."""
+    """Reverse KL weighted by the teacher's confidence: L = mean_t exp(-H(T_t) / scale) KL(S_t || T_t), full vocabulary; weight and scale are [open]."""
     return Method(context=SamePrompt(), teacher=teacher, divergence=ReverseKL(), token_weight=TeacherConfidence(scale))

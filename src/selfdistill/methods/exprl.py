@@ -28,10 +28,10 @@ def exprl(*, judge: Judge = ModelJudge(), reference_coef: float = 0.001) -> Meth
 
 
 def exprl_process(*, judge: Judge = ModelJudge(), steps: Splitter = OpenedBy("###"), reference_coef: float = 0.001) -> Method:
-    """A_t = s_t - s_(t-1) for step t > 1, A_1 = s_1 - s_T, shared by a step's tokens and not normalised; clip 0.2 / 0.26, plus 0.001 KL(pi || pi_0).
+    """ExpRL that credits each step with the change of the judge's score: A_t = s_t - s_(t-1) for step t > 1, A_1 = s_1 - s_T.
 
-    A = 0 on a rollout of one step or cut at the length limit. [open] s_t is the judge's score of steps 1..t (the released prompt grades single
-    steps); mean over each rollout.
+    A is shared by a step's tokens and not normalised; clip 0.2 / 0.26, plus 0.001 KL(pi || pi_0). A = 0 on a rollout of one step or cut at
+    the length limit. [open] s_t is the judge's score of steps 1..t (the released prompt grades single steps); mean over each rollout.
     """
     stage, base = JudgeSteps(judge, steps), exprl(reference_coef=reference_coef)
     return replace(base, feedback=(stage,), credit=Annotated(stage.name), policy_loss=ClippedRatio(clip_high=0.26))

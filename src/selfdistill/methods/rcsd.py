@@ -14,9 +14,9 @@ from selfdistill.writers import Writer
 
 
 def rcsd_writer() -> Method:
-    """Stage 1: r^ ~ S(. | q, asked for a rubric), L = mean_t KL(T_0(. | q, reference, r^_<t) || S(. | q, r^_<t)) at temperature 1.2.
+    """RCSD's stage 1, the writer of rubrics: L = mean_t KL(T_0(. | q, reference, r^_<t) || S(. | q, r^_<t)), r^ ~ S(. | q, asked for one).
 
-    [open] no entry clip and the full vocabulary, as in the formula; thinking as in stage 2; unparsable rubrics are taught too.
+    Temperature 1.2. [open] no entry clip and the full vocabulary, as in the formula; thinking as in stage 2; unparsable rubrics are taught too.
     """
     context = Privileged((SolutionForRubric(),), thinking=True)
     return replace(opsd(), source=AskForRubrics(), context=context, divergence=ForwardKL(), loss_temperature=1.2)

@@ -14,6 +14,8 @@ from selfdistill.tasks.answers import gold_answer, score
 from selfdistill.types import Problem
 
 OURS = ("prompt", "answer", "solution", "privileged_context")
+HUB_SECONDS = 10
+"""How long the hub has to answer whether it has a dataset."""
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 BOXED_INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
 BARE = re.compile(r"[\s$]*(\\boxed|####)")
@@ -121,6 +123,8 @@ def load_rows(path: str, *, split: str, subset: str | None = None) -> list[dict[
         raise ValueError(f"the dataset {path!r} " + ("does not exist" if suffix in FORMATS else f"is not one of {', '.join(FORMATS)}"))
     if _is_file(path) and not Path(path).stat().st_size:
         return []
+    if not _is_file(path) and not Path(path).is_dir():
+        _ask_hub(path)
     try:
         if _is_file(path):
             return datasets.load_dataset(FORMATS[suffix], data_files=path, split="train").to_list()
@@ -128,6 +132,20 @@ def load_rows(path: str, *, split: str, subset: str | None = None) -> list[dict[
     except (OSError, ValueError, DatasetsError) as error:
         cause = (error.__cause__ or error) if isinstance(error, DatasetGenerationError) else error
         raise ValueError(f"the dataset {path!r} cannot be read: {' '.join(str(cause).split())[:300]}") from error
+
+
+def _ask_hub(path: str) -> None:
+    """Raises ValueError where the hub has no such dataset; where it does not answer, what is cached is read without asking again and again."""
+    from datasets import config
+    from huggingface_hub import constants, dataset_info
+    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+
+    try:
+        dataset_info(path, timeout=HUB_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ValueError(f"the dataset {path!r} is neither a file here nor on the hub; a private or gated one needs: hf auth login") from error
+    except (OSError, HTTPError):
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
 
 
 def with_templates(problems: Sequence[Problem], templates: Mapping[str, str]) -> list[Problem]:

@@ -1,0 +1,71 @@
+"""From logits to tokens, for all rows at once: temperature, top-k, top-p, and the log-prob that the chosen token had before both."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+STRETCH = 256
+"""Tokens of the vocabulary whose weights are summed before any running sum is made."""
+BELOW_ONE = 1 - 2**-52
+"""A uniform number times this times a sum stays below the sum in float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """p(y) ~ exp(z_y / temperature) among the top_k likeliest, of these among the fewest that hold top_p of their mass; temperature 0 is greedy.
+
+    top_k 0 and top_p 1 cut nothing. Tokens as likely as the last one that is kept are kept too.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __call__(
+        self, logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"]
+    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """A token a row, and log p of it before top-k and top-p; under greedy decoding at temperature 1. Overwrites the logits."""
+        scaled = logits if self.temperature in (0, 1) else logits.div_(self.temperature)
+        peak, likeliest = scaled.max(-1, keepdim=True)
+        weight = scaled.sub_(peak).exp_()
+        sums = _stretch_sums(weight)
+        total = sums.sum(-1)
+        if self.temperature == 0:
+            return likeliest[:, 0], -total.log().float()
+        kept = self._kept(weight)
+        token = _drawn(kept, sums if kept is weight else _stretch_sums(kept), uniform)
+        return token, (weight.gather(-1, token[:, None])[:, 0].double().log() - total.log()).float()
+
+    def _kept(self, weight: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+        """The weights with 0 where a token is cut."""
+        if 0 < self.top_k < weight.shape[1]:
+            weight = weight.masked_fill(weight < weight.topk(self.top_k).values[:, -1:], 0)
+        if self.top_p < 1:
+            falling = weight.sort(descending=True).values
+            mass = falling.cumsum(-1, dtype=torch.float64)
+            # the likeliest always stays: there is nothing before it
+            beyond = mass - falling >= self.top_p * mass[:, -1:]
+            beyond[:, 0] = False
+            weight = weight.masked_fill(weight < falling.masked_fill(beyond, torch.inf).amin(-1, keepdim=True), 0)
+        return weight
+
+
+def _stretch_sums(weight: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows stretches"]:
+    whole = weight.shape[1] // STRETCH * STRETCH
+    sums = weight[:, :whole].unflatten(1, (-1, STRETCH)).sum(-1) if whole else weight[:, :0]
+    return torch.cat([sums, weight[:, whole:].sum(-1, keepdim=True)], dim=1).double()
+
+
+def _drawn(weight: Float[Tensor, "rows vocab"], sums: Float[Tensor, "rows stretches"], uniform: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """The first token whose running sum exceeds uniform x total: by stretches, then inside one, in float64 so that rare tokens keep their share."""
+    running = sums.cumsum(-1)
+    aim = (uniform * BELOW_ONE * running[:, -1])[:, None]
+    stretch = (running <= aim).sum(-1, keepdim=True)
+    place = stretch * STRETCH + torch.arange(min(STRETCH, weight.shape[1]), device=weight.device)
+    inside = weight.gather(-1, place.clamp(max=weight.shape[1] - 1)).double().masked_fill(place >= weight.shape[1], 0)
+    within = inside.cumsum(-1)
+    # the sums of a stretch in two orders differ by rounding
+    rest = (aim - running.gather(-1, stretch) + sums.gather(-1, stretch)).clamp(min=0).minimum(within[:, -1:] * BELOW_ONE)
+    return (stretch * STRETCH + (within <= rest).sum(-1, keepdim=True))[:, 0]

@@ -33,7 +33,7 @@ from selfdistill.tasks.grading import RewardFunction
 from selfdistill.teachers import weights_hash
 from selfdistill.types import Problem
 
-FORMAT = 2
+FORMAT = 3
 """Of what makes two evaluations the same; another number is measured anew."""
 DECODING = ("num_samples", "conversation", "temperature", "top_p", "batch_size")
 Progress = Callable[[int, int], None]

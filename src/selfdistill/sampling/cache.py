@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -30,6 +29,11 @@ class Columns(CacheLayerMixin):
         self.first = self.end = 0
         """Number of the first column in storage, and of the next one to be written."""
 
+    @property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None, "the prompts come first"
+        return self.keys, self.values
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values, self.end, self.is_initialized = key_states, value_states, key_states.shape[2], True
 
@@ -41,23 +45,24 @@ class Columns(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states
         seen, offset = self.get_mask_sizes(1)
-        if self.end - self.first == self.keys.shape[2]:
-            self.keys, self.values = (_with_room(x[:, :, offset - self.first :]) for x in (self.keys, self.values))
+        if self.end - self.first == self.filled[0].shape[2]:
+            self.keys, self.values = (_with_room(x[:, :, offset - self.first :]) for x in self.filled)
             self.first = offset
-        self.keys.narrow(2, self.end - self.first, 1).copy_(key_states)
-        self.values.narrow(2, self.end - self.first, 1).copy_(value_states)
+        keys, values = self.filled
+        keys.narrow(2, self.end - self.first, 1).copy_(key_states)
+        values.narrow(2, self.end - self.first, 1).copy_(value_states)
         self.end += 1
-        return self.keys.narrow(2, offset - self.first, seen), self.values.narrow(2, offset - self.first, seen)
+        return keys.narrow(2, offset - self.first, seen), values.narrow(2, offset - self.first, seen)
 
     def spread(self, rows: Int[Tensor, " rows"], columns: Int[Tensor, "rows width"]) -> None:
         """Row i becomes columns[i] of what row rows[i] is now."""
-        self.keys, self.values = (_with_room(x.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)) for x in (self.keys, self.values))
+        self.keys, self.values = (_with_room(x.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)) for x in self.filled)
         self.first, self.end = 0, columns.shape[1]
 
     def keep(self, rows: Int[Tensor, " rows"], after: int) -> None:
         """These rows, without their first `after` columns: no other row's padding reaches further."""
         drop = max(after - self.first, 0)
-        self.keys, self.values = (x[:, :, drop:].index_select(0, rows) for x in (self.keys, self.values))
+        self.keys, self.values = (x[:, :, drop:].index_select(0, rows) for x in self.filled)
         self.first, self.end = self.first + drop - after, self.end - after
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

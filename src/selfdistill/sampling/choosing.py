@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+LIKELY = 256
+"""Tokens among which the last one within top_p is looked for before a whole vocabulary is sorted."""
 STRETCH = 256
 """Tokens of the vocabulary whose weights are summed before any running sum is made."""
 BELOW_ONE = 1 - 2**-52
@@ -23,9 +25,7 @@ class Choice:
     top_p: float = 1.0
     top_k: int = 0
 
-    def __call__(
-        self, logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"]
-    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    def __call__(self, logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
         """A token a row, and log p of it before top-k and top-p; under greedy decoding at temperature 1. Overwrites the logits."""
         scaled = logits if self.temperature in (0, 1) else logits.div_(self.temperature)
         peak, likeliest = scaled.max(-1, keepdim=True)
@@ -40,16 +40,31 @@ class Choice:
 
     def _kept(self, weight: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
         """The weights with 0 where a token is cut."""
-        if 0 < self.top_k < weight.shape[1]:
-            weight = weight.masked_fill(weight < weight.topk(self.top_k).values[:, -1:], 0)
+        vocab, falling = weight.shape[1], None
+        if 0 < self.top_k < vocab:
+            falling = weight.topk(self.top_k).values
+            weight = weight.masked_fill(weight < falling[:, -1:], 0)
         if self.top_p < 1:
-            falling = weight.sort(descending=True).values
-            mass = falling.cumsum(-1, dtype=torch.float64)
-            # the likeliest always stays: there is nothing before it
-            beyond = mass - falling >= self.top_p * mass[:, -1:]
-            beyond[:, 0] = False
-            weight = weight.masked_fill(weight < falling.masked_fill(beyond, torch.inf).amin(-1, keepdim=True), 0)
+            falling = weight.topk(min(LIKELY, vocab)).values if falling is None else falling
+            weight = weight.masked_fill(weight < _least_kept(weight, falling, self.top_p), 0)
         return weight
+
+
+def _least_kept(weight: Float[Tensor, "rows vocab"], falling: Float[Tensor, "rows likely"], top_p: float) -> Float[Tensor, "rows 1"]:
+    """The smallest weight among the fewest that hold top_p of the mass, found among the likeliest; rows that need more of them are sorted."""
+    enough = top_p * weight.sum(-1, keepdim=True, dtype=torch.float64)
+    least, held = _least_of(falling, enough)
+    if falling.shape[1] < weight.shape[1] and not bool(held.all()):
+        more = (~held[:, 0]).nonzero()[:, 0]
+        least[more] = _least_of(weight[more].sort(descending=True).values, enough[more])[0]
+    return least
+
+
+def _least_of(falling: Float[Tensor, "rows likely"], enough: Float[Tensor, "rows 1"]) -> tuple[Float[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
+    """The first weight with which the running sum is enough, the last one otherwise; and whether it is."""
+    mass = falling.cumsum(-1, dtype=torch.float64)
+    place = (mass < enough).sum(-1, keepdim=True)
+    return falling.gather(-1, place.clamp(max=falling.shape[1] - 1)), place < falling.shape[1]
 
 
 def _stretch_sums(weight: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows stretches"]:

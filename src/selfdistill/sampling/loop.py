@@ -129,7 +129,7 @@ class _Batch:
         """What hides the padding of these rows from attention; None where there is none, so that it takes its fast path."""
         self.padded: Float[Tensor, "rows 1 1 columns"] | None = None
         if max(self.padding):
-            kind, padding = self.cache.columns[0].keys.dtype, torch.tensor(self.padding, device=self.device)
+            kind, padding = self.cache.columns[0].filled[0].dtype, torch.tensor(self.padding, device=self.device)
             columns = torch.arange(self.cache.get_seq_length() + ROOM, device=self.device)
             self.padded = torch.zeros(len(self.rows), 1, 1, len(columns), dtype=kind, device=self.device)
             self.padded.masked_fill_((columns < padding[:, None])[:, None, None], torch.finfo(kind).min)

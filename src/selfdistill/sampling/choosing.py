@@ -40,21 +40,20 @@ class Choice:
 
     def _kept(self, weight: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
         """The weights with 0 where a token is cut."""
-        vocab, falling = weight.shape[1], None
-        if 0 < self.top_k < vocab:
-            falling = weight.topk(self.top_k).values
-            weight = weight.masked_fill(weight < falling[:, -1:], 0)
+        if 0 < self.top_k < weight.shape[1]:
+            weight = weight.masked_fill(weight < weight.topk(self.top_k).values[:, -1:], 0)
         if self.top_p < 1:
-            falling = weight.topk(min(LIKELY, vocab)).values if falling is None else falling
-            weight = weight.masked_fill(weight < _least_kept(weight, falling, self.top_p), 0)
+            weight = weight.masked_fill(weight < _least_kept(weight, self.top_p), 0)
         return weight
 
 
-def _least_kept(weight: Float[Tensor, "rows vocab"], falling: Float[Tensor, "rows likely"], top_p: float) -> Float[Tensor, "rows 1"]:
-    """The smallest weight among the fewest that hold top_p of the mass, found among the likeliest; rows that need more of them are sorted."""
+def _least_kept(weight: Float[Tensor, "rows vocab"], top_p: float) -> Float[Tensor, "rows 1"]:
+    """The smallest weight among the fewest that hold top_p of the mass."""
     enough = top_p * weight.sum(-1, keepdim=True, dtype=torch.float64)
-    least, held = _least_of(falling, enough)
-    if falling.shape[1] < weight.shape[1] and not bool(held.all()):
+    # a CPU is slow to sort a vocabulary; an accelerator is not, and would be waited for here
+    likely = LIKELY if weight.device.type == "cpu" else weight.shape[1]
+    least, held = _least_of(weight.topk(min(likely, weight.shape[1])).values, enough)
+    if likely < weight.shape[1] and not bool(held.all()):
         more = (~held[:, 0]).nonzero()[:, 0]
         least[more] = _least_of(weight[more].sort(descending=True).values, enough[more])[0]
     return least

@@ -1,11 +1,11 @@
 """What rollouts cost: the sampler's loop beside transformers' `generate`, static and dynamic cache, on the same prompts, in turns in one process.
 
-python benchmarks/rollouts.py [--models tiny mixed wide smollm2-135m] [--threads 1] [--repeats 5] [--device cuda] [--dtype bfloat16]
+python benchmarks/rollouts.py [--models tiny mixed wide smollm2-135m] [--threads 1] [--repeats 5] [--device cuda]
 prints the table and writes benchmarks/out/rollouts.json
 
 `generate` is called with the very distribution and the very ends, and records no log-probs; the loop returns them. tiny: the shipped base
 on the testbed, whose completions are nearly of one length. mixed: the same with 2 to 8 operations, so that prompts and completions are ragged.
-wide: random weights under 49,152 words of which 1 in 48 ends a completion, so lengths are geometric.
+wide: random weights under 49,152 words of which 1 in 48 ends a completion, so lengths are geometric. All in fp32.
 """
 
 import argparse
@@ -50,9 +50,9 @@ class Work:
     stops: Sequence[int]
 
 
-def work(name: str, device: str, dtype: str) -> Work:
+def work(name: str, device: str) -> Work:
     prompts, generations, limit = SHAPES[name]
-    policy = load_policy(str(model_folder("tiny" if name == "mixed" else name)), device=device, dtype=dtype)
+    policy = load_policy(str(model_folder("tiny" if name == "mixed" else name)), device=device)
     operations = [2 + i % 7 for i in range(prompts)] if name == "mixed" else [5] * prompts
     rows = [Arithmetic(operations=n, num_train=i + 1, num_test=1).problems("train")[i] for i, n in enumerate(operations)]
     ids = sorted((policy.chat.encode(student_messages(p), None) for p in rows for _ in range(generations)), key=len)
@@ -104,7 +104,7 @@ def timed(side: str, w: Work, seed: int) -> dict[str, float]:
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Medians over repeats, each side once in every one of them, after a warm-up; ratios are medians of those within a repeat."""
-    w = work(name, arguments.device, arguments.dtype)
+    w = work(name, arguments.device)
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for repeat in range(arguments.repeats + 1):
         for side in SIDES:
@@ -124,11 +124,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-    machine |= {key: getattr(arguments, key) for key in ("threads", "device", "dtype")}
+    machine |= {key: getattr(arguments, key) for key in ("threads", "device")}
     path, results = OUT / "rollouts.json", {}
     if path.exists() and (kept := json.loads(path.read_text()))["machine"] == machine:
         results = kept["results"]

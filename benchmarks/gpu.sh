@@ -45,7 +45,7 @@ everything() {
     run parity 50 --device cuda --hidden 1024 --layers 8 --vocab 49152 --rollouts 32 --longest 512
     run kernels 50 --device cuda
     run step 150 --device cuda --dtype bfloat16 --models qwen3-0.6b --sides ours dynamic --repeats 1
-    run rollouts 40 --device cuda --dtype bfloat16 --models tiny wide --repeats 2
+    run rollouts 40 --device cuda --models tiny wide --repeats 2
     run growth 60 --device cuda
     run methods 40 --repeats 3 --methods opsd hsd sdpo sgsd
     # last: it takes what is left

@@ -1,13 +1,28 @@
 """Our side of benchmarks/step.py: SDPO steps by the Trainer; prints one line of JSON."""
 
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 
+from jaxtyping import Float, Int
+from torch import Tensor, inf
 from workload import Meter, Problems, arguments, every_other, report
 
 from selfdistill.api import assemble
 from selfdistill.config import make_settings
-from selfdistill.sampling.transformers import _stop_ids
+from selfdistill.sampling import transformers
+from selfdistill.sampling.choosing import Choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless(Choice):
+    """Chooses no token that ends a completion."""
+
+    stops: tuple[int, ...]
+
+    def __call__(self, logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        logits[:, list(self.stops)] = -inf
+        return super().__call__(logits, uniform)
 
 
 def main() -> None:
@@ -25,7 +40,7 @@ def main() -> None:
     parts = assemble(make_settings(settings, {}), task=Problems(a.prompts * a.steps), reward=every_other)
     trainer, policy, meter, peaks = parts.trainer, parts.policy, Meter(a.device), []
     if a.lengths == "forced":
-        policy.base.generate = partial(policy.base.generate, suppress_tokens=_stop_ids(policy))
+        transformers.Choice = partial(Endless, stops=tuple(transformers.stop_ids(policy)))
 
     def updates(batches, clock, inner=trainer._updates):
         meter.start()

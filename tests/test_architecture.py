@@ -133,9 +133,9 @@ def test_a_method_is_a_page_of_parts_without_tensors(path):
 
 
 def test_vocabulary_stays_in_scoring():
-    """Only scoring, pointwise parts (of methods and of the diagnostic pmi) and the head name a vocabulary axis; reading keeps states."""
+    """Only scoring, pointwise parts (of methods and of the diagnostic pmi), the head and who chooses tokens name a vocabulary axis; reading keeps states."""
     holders = {path.stem for path, name in zip(FILES, NAMES, strict=True) if '"tokens vocab"' in path.read_text() or '"rows vocab"' in path.read_text()}
-    assert holders <= {"scoring", "divergences", "targets", "heads", "pmi"}
+    assert holders <= {"scoring", "divergences", "targets", "heads", "pmi", "loop", "choosing"}
     for name in ("token_weights", "advantages", "policy_losses", "loss", "packing", "samples", "trainer", "metrics"):
         assert "vocab" not in {n.id for n in ast.walk(tree(SOURCE / f"{name}.py")) if isinstance(n, ast.Name)}
 

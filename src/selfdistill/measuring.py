@@ -33,7 +33,7 @@ from selfdistill.tasks.grading import RewardFunction
 from selfdistill.teachers import weights_hash
 from selfdistill.types import Problem
 
-FORMAT = 2
+FORMAT = 3
 """Of what makes two evaluations the same; another number is measured anew."""
 STALE_S = 7 * 24 * 3600.0
 """An evaluation that was cut off can be continued for so long."""

@@ -1,20 +1,15 @@
-"""The embedded engine: transformers' `generate` with a static cache, log-probs gathered step by step."""
+"""The embedded engine: it shares the policy's weights and writes prompts of like length together."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from heapq import nlargest
-from typing import cast
-
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from selfdistill.chat import special_id
 from selfdistill.contexts import student_messages
 from selfdistill.models import Policy
-from selfdistill.teachers import evaluating
+from selfdistill.sampling import generate, loop
+from selfdistill.sampling.choosing import Choice
+from selfdistill.sampling.loop import Line
 from selfdistill.types import Group, Problem, Rollout
 
 LONGEST = 100
@@ -66,9 +61,9 @@ class TransformersSampler:
             )
         rollouts: dict[int, Rollout] = {}
         for batch in _batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), self.batch_size):
-            for i, (ids, logp, truncated) in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
-                self.written.tokens += len(ids)
-                rollouts[i] = self._rollout(prompts[i], ids, logp, truncated=truncated, index=0)
+            for i, line in zip(batch, self._write([prompts[i] for i in batch]), strict=True):
+                self.written.tokens += len(line.ids)
+                rollouts[i] = self._rollout(prompts[i], line.ids, line.logp, truncated=not line.ended, index=0)
             if self.on_progress:
                 self.on_progress(len(rollouts), len(prompts))
         return [rollouts[i] for i in range(len(prompts))]
@@ -135,74 +130,11 @@ class TransformersSampler:
             )
         return None
 
-    def _generate(self, prompts: Sequence[list[int]]) -> list[tuple[list[int], list[float], bool]]:
-        """(completion ids, their log-probs, truncated) a prompt, from one batch."""
-        policy = self.policy
-        stops = stop_ids(policy)
-        pad = special_id(policy.tokenizer, "pad")
-        pad = stops[0] if pad is None else pad
-        width = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=policy.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
-        recorder = _Recorder(temperature=self.temperature or 1.0, vocab_size=policy.vocab_size, prompt_width=width)
-        choice = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.temperature else {"do_sample": False}
-        with evaluating(policy), policy.autocast(), _own_settings_only(policy.base):
-            out = cast(Callable[..., Tensor], policy.base.generate)(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=self.max_completion_length,
-                # a static cache takes the type of the weights, autocast's keys and values have another
-                cache_implementation="dynamic" if policy.autocast_dtype else "static",
-                eos_token_id=stops,
-                pad_token_id=pad,
-                logits_processor=LogitsProcessorList([recorder]),
-                **choice,
-            )
-        logps = recorder.finish(out).tolist()
-        return [_cut(row, logp, stops) for row, logp in zip(out[:, width:].tolist(), logps, strict=True)]
-
-
-class _Recorder(LogitsProcessor):
-    """Keeps the last step's logits only, and gathers each chosen token's log-prob from them one step later.
-
-    First of all processors, so it sees the distribution before temperature, top-p and top-k; tokens beyond the tokenizer's
-    vocabulary are never sampled.
-    """
-
-    def __init__(self, *, temperature: float, vocab_size: int, prompt_width: int) -> None:
-        self.temperature, self.vocab_size, self.width = temperature, vocab_size, prompt_width
-        self.logits: Tensor | None = None
-        self.log_total: Tensor | None = None
-        self.chosen: list[Tensor] = []
-
-    def __call__(self, input_ids: Int[Tensor, "batch width"], scores: Float[Tensor, "batch padded_vocab"]) -> Float[Tensor, "batch padded_vocab"]:
-        # generate hands over a copy of its own
-        scores[:, self.vocab_size :] = -torch.inf
-        self._gather(input_ids)
-        self.logits, self.log_total = scores, (scores / self.temperature).logsumexp(-1)
-        return scores
-
-    def finish(self, output: Int[Tensor, "batch width"]) -> Float[Tensor, "batch steps"]:
-        """Log-probs of every generated token; what follows an end of sequence means nothing."""
-        self._gather(output[:, : self.width + len(self.chosen) + 1])
-        return torch.stack(self.chosen, dim=1)
-
-    def _gather(self, input_ids: Int[Tensor, "batch width"]) -> None:
-        if self.logits is not None and self.log_total is not None:
-            self.chosen.append(self.logits.gather(-1, input_ids[:, -1:])[:, 0] / self.temperature - self.log_total)
-
-
-@contextmanager
-def _own_settings_only(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's own generation settings: their penalties would sample from another distribution than the trainer's."""
-    kept, model.generation_config = model.generation_config, GenerationConfig()
-    if model.device.type == "cpu":
-        # transformers keeps the longest cache yet, to spare compilations; here it would make results depend on earlier calls
-        model._previous_max_cache_length = -1  # pyright: ignore[reportArgumentType]
-    try:
-        yield
-    finally:
-        model.generation_config = kept
+    def _write(self, prompts: Sequence[list[int]]) -> list[Line]:
+        """One batch, in the order of the prompts."""
+        choice = Choice(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
+        write = loop.write if loop.writable(self.policy) else generate.write
+        return write(self.policy, prompts, choice=choice, limit=self.max_completion_length, stops=stop_ids(self.policy))
 
 
 def stop_ids(policy: Policy) -> list[int]:
@@ -210,13 +142,6 @@ def stop_ids(policy: Policy) -> list[int]:
     configured = policy.base.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(i for i in (special_id(policy.tokenizer, "eos"), *listed, policy.chat.end_id) if i is not None))
-
-
-def _cut(row: list[int], logp: list[float], stops: Sequence[int]) -> tuple[list[int], list[float], bool]:
-    """A completion up to and with its first end of sequence; truncated if it has none."""
-    end = next((t for t, token in enumerate(row) if token in stops), None)
-    length = len(row) if end is None else end + 1
-    return row[:length], logp[:length], end is None
 
 
 def _batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

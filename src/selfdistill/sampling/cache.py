@@ -1,0 +1,106 @@
+"""Keys and values of rollouts that are written together: one pass over each prompt, written in place, read as far as they are filled."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+
+ROOM = 128
+"""Columns that storage grows by: copying them costs a 128th of what attention reads."""
+PLAIN = {"full_attention", "sliding_attention"}
+
+
+def windows(config: PreTrainedConfig) -> list[int | None] | None:
+    """Each layer's attention window, None where it sees all. No list where a layer keeps more than keys and values or there are several windows."""
+    kinds, settings = get_layer_types_and_kwargs(cast(Any, config.get_text_config(decoder=True)))
+    found = [s.get("sliding_window") for s in settings]
+    return found if set(kinds) <= PLAIN and len(set(found) - {None}) < 2 else None
+
+
+class Columns(CacheLayerMixin):
+    """One layer. A column holds what all rows were given in the same pass; a layer with a window forgets those behind it."""
+
+    def __init__(self, window: int | None) -> None:
+        super().__init__()
+        self.window, self.is_sliding = window, window is not None
+        self.first = self.end = 0
+        """Number of the first column in storage, and of the next one to be written."""
+
+    @property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None, "the prompts come first"
+        return self.keys, self.values
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values, self.end, self.is_initialized = key_states, value_states, key_states.shape[2], True
+
+    def update(
+        self, key_states: Float[Tensor, "rows heads new dim"], value_states: Float[Tensor, "rows heads new value_dim"], *args: Any, **kwargs: Any
+    ) -> tuple[Float[Tensor, "rows heads seen dim"], Float[Tensor, "rows heads seen value_dim"]]:
+        """The prompts at first, then a column at a time; what the new column attends to."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            return key_states, value_states
+        seen, offset = self.get_mask_sizes(1)
+        if self.end - self.first == self.filled[0].shape[2]:
+            self.keys, self.values = (_with_room(x[:, :, offset - self.first :]) for x in self.filled)
+            self.first = offset
+        keys, values = self.filled
+        keys.narrow(2, self.end - self.first, 1).copy_(key_states)
+        values.narrow(2, self.end - self.first, 1).copy_(value_states)
+        self.end += 1
+        return keys.narrow(2, offset - self.first, seen), values.narrow(2, offset - self.first, seen)
+
+    def spread(self, rows: Int[Tensor, " rows"], columns: Int[Tensor, "rows width"]) -> None:
+        """Row i becomes columns[i] of what row rows[i] is now."""
+        self.keys, self.values = (_with_room(x.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)) for x in self.filled)
+        self.first, self.end = 0, columns.shape[1]
+
+    def keep(self, rows: Int[Tensor, " rows"], after: int) -> None:
+        """These rows, without their first `after` columns: no other row's padding reaches further."""
+        drop = max(after - self.first, 0)
+        self.keys, self.values = (x[:, :, drop:].index_select(0, rows) for x in self.filled)
+        self.first, self.end = self.first + drop - after, self.end - after
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many columns a pass of this length sees, and the first of them."""
+        if self.window is None or not self.is_initialized:
+            return self.end + query_length, 0
+        offset = max(self.end - self.window + 1, 0)
+        return self.end + query_length - offset, offset
+
+    def get_seq_length(self) -> int:
+        return self.end
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+
+class RolloutCache(Cache):
+    """All layers of a model whose layers keep keys and values only."""
+
+    def __init__(self, windows: Sequence[int | None]) -> None:
+        super().__init__(layers=[Columns(window) for window in windows])
+
+    @property
+    def columns(self) -> list[Columns]:
+        return cast(list[Columns], self.layers)
+
+    def spread(self, rows: Int[Tensor, " rows"], columns: Int[Tensor, "rows width"]) -> None:
+        for layer in self.columns:
+            layer.spread(rows, columns)
+
+    def keep(self, rows: Int[Tensor, " rows"], after: int) -> None:
+        for layer in self.columns:
+            layer.keep(rows, after)
+
+
+def _with_room(x: Float[Tensor, "rows heads filled dim"]) -> Float[Tensor, "rows heads columns dim"]:
+    rows, heads, filled, dim = x.shape
+    storage = x.new_empty(rows, heads, filled + ROOM, dim)
+    storage[:, :, :filled] = x
+    return storage

@@ -1,0 +1,147 @@
+"""Rollouts a token at a time: a prompt is read once however many rollouts it has, and who has finished leaves the batch.
+
+One number of torch's global generator is the seed of a batch. From it every row of the batch gets its uniform numbers, finished or not,
+so a row's tokens do not depend on when others leave.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from selfdistill.models import Policy
+from selfdistill.sampling.cache import ROOM, RolloutCache, windows
+from selfdistill.sampling.choosing import Choice
+from selfdistill.teachers import evaluating
+
+BLOCK = 8
+"""Tokens between two looks at who has finished: the device is waited for no more often."""
+LEAVING = 8
+"""Finished rows leave once they are 1 in so many."""
+
+
+def writable(policy: Policy) -> bool:
+    """Whether a model is written with here: its layers keep keys and values only, and take positions and masks as they are given."""
+    config, backbone = policy.base.config.get_text_config(), policy.base.base_model
+    takes = inspect.signature(type(backbone).forward).parameters
+    masks = getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+    return masks and {"position_ids", "past_key_values", "attention_mask"} <= takes.keys() and not getattr(config, "alibi", False) and bool(windows(config))
+
+
+@dataclass(kw_only=True)
+class Line:
+    """One row's completion as far as it is written."""
+
+    ids: list[int] = field(default_factory=list)
+    logp: list[float] = field(default_factory=list)
+    ended: bool = False
+
+    def extend(self, ids: Sequence[int], logp: Sequence[float], stops: frozenset[int]) -> None:
+        """Takes tokens up to and with the first that ends a completion. Raises ValueError where a log-prob is no number."""
+        length = next((i + 1 for i, token in enumerate(ids) if token in stops), None)
+        self.ids += ids[:length]
+        self.logp += logp[:length]
+        self.ended = length is not None
+        if any(x != x for x in logp[:length]):
+            raise ValueError("the model's logits are not numbers; its weights have diverged: lower optimizer.lr, or check model.path and model.dtype")
+
+
+def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit: int, stops: Sequence[int]) -> list[Line]:
+    """A completion of at most `limit` tokens a prompt, from one batch."""
+    generator = torch.Generator(device=policy.device).manual_seed(int(torch.randint(2**63 - 1, ())))
+    lines, ending = [Line() for _ in prompts], frozenset(stops)
+    with evaluating(policy), policy.autocast():
+        batch = _Batch(policy, prompts)
+        for start in range(0, limit, BLOCK):
+            uniform = torch.rand(BLOCK, len(prompts), generator=generator, device=policy.device, dtype=torch.float64)
+            steps = [batch.step(choice, numbers) for numbers in uniform[: limit - start]]
+            ids, logp = (torch.stack(of_steps, dim=1).tolist() for of_steps in zip(*steps, strict=True))
+            for line, its_ids, its_logp in zip((lines[i] for i in batch.rows), ids, logp, strict=True):
+                if not line.ended:
+                    line.extend(its_ids, its_logp, ending)
+            writing = [place for place, i in enumerate(batch.rows) if not lines[i].ended]
+            if not writing:
+                break
+            if (len(batch.rows) - len(writing)) * LEAVING >= len(batch.rows):
+                batch.keep(writing)
+    return lines
+
+
+class _Batch:
+    """Rows that are written together, left-padded; each pass gives all of them one token."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[list[int]]) -> None:
+        seen = windows(policy.base.config)
+        assert seen is not None, "writable() was asked"
+        self.backbone, self.head, self.device = policy.base.base_model, policy.head, policy.device
+        self.cache, self.prompts = RolloutCache(seen), prompts
+        self.rows = list(range(len(prompts)))
+        """Whose completion each row is."""
+        self.padding = [max(map(len, prompts)) - len(p) for p in prompts]
+        self.place = torch.arange(len(prompts), device=self.device)
+        self.position = torch.tensor([len(p) for p in prompts], device=self.device)
+        self.token: Int[Tensor, " rows"] | None = None
+
+    def step(self, choice: Choice, uniform: Float[Tensor, " prompts"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """Every row's next token and its log-prob; `uniform` has a number for every row there ever was."""
+        logits = self._after_prompts() if self.token is None else self._after(self.token)
+        self.token, logp = choice(logits, uniform[self.place])
+        return self.token, logp
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Only the rows at these places go on; columns that pad all of them go too."""
+        index = torch.tensor(places, device=self.device)
+        assert self.token is not None, "a batch is cut after a step"
+        self.rows, self.padding = [self.rows[i] for i in places], [self.padding[i] for i in places]
+        self.place, self.position, self.token = self.place[index], self.position[index], self.token[index]
+        common = min(self.padding)
+        self.cache.keep(index, common)
+        self.padding = [n - common for n in self.padding]
+        self._pad()
+
+    def _after_prompts(self) -> Float[Tensor, "rows vocab"]:
+        """Logits behind every prompt. Different prompts are read once each, right-padded: no token sees what stands behind it."""
+        different = list({tuple(p): None for p in self.prompts})
+        number = {p: i for i, p in enumerate(different)}
+        width = max(map(len, different))
+        ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in different], device=self.device)
+        states = self.backbone(ids, past_key_values=self.cache, use_cache=True).last_hidden_state
+        ends = torch.tensor([len(p) - 1 for p in different], device=self.device)
+        row = torch.tensor([number[tuple(p)] for p in self.prompts], device=self.device)
+        padding = torch.tensor(self.padding, device=self.device)
+        # a padding column repeats the first one and is masked
+        self.cache.spread(row, (torch.arange(width, device=self.device) - padding[:, None]).clamp(min=0))
+        self._pad()
+        return self.head(states[torch.arange(len(different), device=self.device), ends])[row]
+
+    def _after(self, token: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
+        """Logits behind every row's last token."""
+        states = self.backbone(
+            token[:, None], attention_mask=self._mask(), position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True
+        ).last_hidden_state
+        self.position = self.position + 1
+        return self.head(states[:, -1])
+
+    def _pad(self) -> None:
+        """What hides the padding of these rows from attention; None where there is none, so that it takes its fast path."""
+        self.padded: Float[Tensor, "rows 1 1 columns"] | None = None
+        if max(self.padding):
+            kind, padding = self.cache.columns[0].filled[0].dtype, torch.tensor(self.padding, device=self.device)
+            columns = torch.arange(self.cache.get_seq_length() + ROOM, device=self.device)
+            self.padded = torch.zeros(len(self.rows), 1, 1, len(columns), dtype=kind, device=self.device)
+            self.padded.masked_fill_((columns < padding[:, None])[:, None, None], torch.finfo(kind).min)
+
+    def _mask(self) -> Tensor | dict[str, Tensor] | None:
+        """Over the columns that each kind of layer will see; the padding is the only thing in them that is hidden."""
+        if self.padded is None:
+            return None
+        if self.padded.shape[-1] == self.cache.get_seq_length():
+            self.padded = torch.nn.functional.pad(self.padded, (0, ROOM))
+        masks = {}
+        for layer in self.cache.columns:
+            seen, offset = layer.get_mask_sizes(1)
+            masks["sliding_attention" if layer.is_sliding else "full_attention"] = self.padded.narrow(-1, offset, seen)
+        return masks if len(masks) > 1 else next(iter(masks.values()))

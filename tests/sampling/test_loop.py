@@ -1,0 +1,147 @@
+"""The loop that writes rollouts: the tokens of `generate`, the log-probs of a full pass, and no dependence on who leaves when."""
+
+import random
+
+import pytest
+import torch
+from tiny_models import FAMILIES, reference_logp, tiny_model, tiny_policy, tiny_tokenizer
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, Lfm2Config, MambaConfig, MistralConfig, Qwen3NextConfig
+
+from selfdistill.models import Policy
+from selfdistill.sampling import generate, loop
+from selfdistill.sampling.cache import ROOM
+from selfdistill.sampling.choosing import Choice
+from selfdistill.sampling.transformers import TransformersSampler
+
+SMALL = {"vocab_size": 56, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+SMALL |= {"num_hidden_layers": 4, "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 6}
+LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+CONFIGS = {
+    "mistral": lambda: MistralConfig(**SMALL, sliding_window=6),
+    "gemma3": lambda: Gemma3TextConfig(**SMALL, **MIXED),
+    "lfm2": lambda: Lfm2Config(**SMALL, layer_types=["conv", "full_attention"] * 2),
+    "mamba": lambda: MambaConfig(vocab_size=56, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0, eos_token_id=1),
+    "qwen3_next": lambda: Qwen3NextConfig(**SMALL, **LINEAR, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16),
+}
+STOPS = [1, 20, 21, 22]
+PROMPTS = [[5, 6, 7], [*range(9, 21)], [*range(9, 21)], [7] * 6, [5, 6, 7], [30]]
+"""Ragged, two of them twice; the longest is longer than the windows."""
+
+
+def policy_of(name: str, attention: str | None = None) -> Policy:
+    if name in FAMILIES:
+        model = tiny_model(name)
+    else:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0, 0.3)
+    if attention:
+        model.set_attn_implementation(attention)
+    return Policy(model, tiny_tokenizer()).eval()
+
+
+def written(policy: Policy, *, prompts=PROMPTS, limit: int = 24, seed: int = 0, engine=loop, **decoding) -> list[loop.Line]:
+    torch.manual_seed(seed)
+    return engine.write(policy, prompts, choice=Choice(**decoding), limit=limit, stops=STOPS)
+
+
+ATTENTIONS = [(f, a) for f in (*FAMILIES, "mistral", "gemma3") for a in ("sdpa", "eager") if (f, a) != ("gemma2", "sdpa")]
+
+
+@pytest.mark.parametrize("family, attention", ATTENTIONS)
+def test_greedy_tokens_are_those_of_generate(family, attention):
+    policy = policy_of(family, attention)
+    assert loop.writable(policy)
+    ours, theirs = (written(policy, engine=engine, temperature=0.0) for engine in (loop, generate))
+    assert [line.ids for line in ours] == [line.ids for line in theirs]
+    assert [line.ended for line in ours] == [line.ended for line in theirs]
+    assert len({len(line.ids) for line in ours}) > 1, "rows leave at different times"
+
+
+@pytest.mark.parametrize("family, attention", ATTENTIONS)
+def test_log_probs_are_those_of_a_full_pass(family, attention):
+    policy = policy_of(family, attention)
+    for seed in range(2):
+        for prompt, line in zip(PROMPTS, written(policy, seed=seed), strict=True):
+            torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma3"])
+def test_completions_may_outgrow_the_room_that_storage_begins_with(family):
+    policy = policy_of(family)
+    policy.base.config.max_position_embeddings = 512
+    prompts, limit = [[5, 6, 7], [*range(30, 50)]], 2 * ROOM + 20
+    for prompt, line in zip(prompts, loop.write(policy, prompts, choice=Choice(), limit=limit, stops=[]), strict=True):
+        assert len(line.ids) == limit and not line.ended
+        torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_a_row_does_not_depend_on_when_others_leave(family, monkeypatch):
+    policy, rng = policy_of(family), random.Random(0)
+    prompts = [[rng.randrange(6, 56) for _ in range(rng.randrange(1, 14))] for _ in range(24)]
+    found = []
+    for one_in in (1, 2, 8, 1000):
+        monkeypatch.setattr(loop, "LEAVING", one_in)
+        found.append(written(policy, prompts=prompts, limit=60))
+    for other in found[1:]:
+        assert [line.ids for line in other] == [line.ids for line in found[0]]
+        for a, b in zip(other, found[0], strict=True):
+            assert a.logp == pytest.approx(b.logp, abs=1e-5)
+
+
+def test_a_prompt_is_read_once_and_who_has_finished_no_more():
+    policy, passes = policy_of("qwen3"), []
+    policy.base.model.layers[0].register_forward_pre_hook(lambda module, inputs, **kw: passes.append(tuple(inputs[0].shape[:2])))
+    prompts = [p for p in PROMPTS for _ in range(8)]
+    lines = written(policy, prompts=prompts, limit=60)
+    assert passes[0] == (4, 12), "four different prompts, the longest of 12 tokens"
+    rows = [n for n, width in passes[1:] if width == 1]
+    assert len(rows) == len(passes) - 1 and rows[0] == 48 and rows[-1] < 12 and rows == sorted(rows, reverse=True)
+    needed = sum(len(line.ids) - 1 for line in lines)
+    assert sum(rows) < 1.7 * needed < 0.8 * 48 * len(rows), "most of what is computed is kept, and much of what was not is spared"
+
+
+def test_a_batch_takes_one_number_of_the_global_stream_however_long_it_gets():
+    policy, after = policy_of("qwen3"), []
+    for limit in (1, 40):
+        written(policy, limit=limit)
+        after.append(float(torch.rand(())))
+    assert after[0] == after[1]
+    short, long = written(policy, limit=1), written(policy, limit=40)
+    assert [line.ids for line in short] == [line.ids[:1] for line in long]
+
+
+def test_rows_of_one_length_are_written_without_a_mask():
+    policy, masks = policy_of("qwen3"), []
+    policy.base.model.layers[0].register_forward_pre_hook(lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
+    written(policy, prompts=[[5, 6, 7], [8, 9, 10]])
+    assert len(masks) > 1 and all(mask is None for mask in masks)
+
+
+@pytest.mark.parametrize("family", ["mamba", "lfm2", "qwen3_next"])
+def test_models_that_keep_more_than_keys_and_values_are_written_by_generate(family):
+    policy = policy_of(family)
+    assert not loop.writable(policy)
+    rollouts = TransformersSampler(policy=policy, max_completion_length=8).complete([[9, 10, 11, 12]] * 2 + [[5, 6]])
+    for rollout in rollouts:
+        assert rollout.behavior_logp == pytest.approx(reference_logp(policy, rollout.prompt_ids, rollout.completion_ids), abs=2e-4)
+
+
+@pytest.mark.parametrize("what, value", [("attention", "flex_attention"), ("alibi", True)])
+def test_models_whose_masks_are_their_own_are_written_by_generate(what, value):
+    policy = tiny_policy()
+    setattr(policy.base.config, "_attn_implementation" if what == "attention" else what, value)
+    assert not loop.writable(policy)
+
+
+def test_weights_that_are_no_numbers_are_told():
+    policy = policy_of("llama")
+    with torch.no_grad():
+        policy.base.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not numbers"):
+        written(policy)

@@ -162,7 +162,8 @@ def gain(method: Method, *, lr: float, steps: int = 12) -> float:
     before = expected_reward(policy, before=history)
     # what learns with a peer has one that begins as it does
     policies = [policy, copy.deepcopy(policy)] if any(isinstance(stage, PeerFeedback) for stage in method.feedback) else [policy]
-    trainers = [assemble(settings, policy=p, method=method, task=ToldOverTurns() if in_turns else Lookup()).trainer for p in policies]
+    task = ToldOverTurns() if in_turns else Lookup()
+    trainers = [assemble(settings, policy=p, method=method, task=task, paired=len(policies) > 1).trainer for p in policies]
     introduce(trainers)
     for _ in lockstep(trainers):
         pass

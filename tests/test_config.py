@@ -36,7 +36,7 @@ def method_of(settings):
         ({"temperature": 0.5}, "did you mean 'sampling.temperature' or 'eval.temperature'?"),
         ({"model": {"lora": {"rank": 8}}}, "there is no key 'model.lora.rank'; did you mean 'model.lora.r'?"),
         ({"eval": {"zzz": 1}}, "there is no key 'eval.zzz'; known here: eval.at_end, eval.batch_size"),
-        ({"zzz": 1}, "eval, keep_checkpoints, log_samples_every, method, model, optimizer, output_dir, peer, prompts_per_step, reward, sampling, seed"),
+        ({"zzz": 1}, "known here: checkpoint_every, eval, keep_checkpoints, log_samples_every, method, model, optimizer, output_dir, peer, p"),
         ({"steps": "many"}, "steps = 'many'"),
         ({"steps": True}, "steps = True: needs a number"),
         ({"output_dir": ""}, "output_dir = ''"),

@@ -238,12 +238,10 @@ def make_settings(data: Mapping[str, Any], overrides: Mapping[str, Any], *, orig
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of a validation as one sentence: the key, what it was, what it must be."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
+    where = ".".join(map(str, (first := error.errors()[0])["loc"]))
     if first["type"] == "extra_forbidden":
         return f"there is no key {where!r}{_suggestion(where, model)}"
-    said = first["msg"].removeprefix("Value error, ")
-    return f"{where or 'settings'} = {first['input']!r}: {said[0].lower()}{said[1:]}"
+    return f"{where or 'settings'} = {first['input']!r}: {(said := first['msg'].removeprefix('Value error, '))[0].lower()}{said[1:]}"
 
 
 def keys(model: type[BaseModel] = Settings) -> dict[str, FieldInfo]:
@@ -288,12 +286,12 @@ def _put(data: dict[str, Any], keys: list[str], value: Any) -> None:
 def _suggestion(where: str, model: type[BaseModel]) -> str:
     """The same key in another section, else the nearest by its dotted name, else all keys of that section."""
     known = list(keys(model))
-    section, _, last = where.rpartition(".")
+    section, dot, last = where.rpartition(".")
     if elsewhere := [key for key in known if key.rpartition(".")[2] == last]:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    prefix = f"{'model' if section == 'peer' else section}." if section else ""
-    here = {prefix + key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix)}
-    return nearest(where, known) or f"; known here: {', '.join(sorted(here))}"
+    prefix = ("model" if section == "peer" else section) + dot
+    here = sorted({prefix + key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix)})
+    return nearest(where, known) or f"; known here: {', '.join(here)}"
 
 
 def _section(info: FieldInfo) -> type[BaseModel] | None:

@@ -48,6 +48,13 @@ class Head:
     def detach(self) -> "Head":
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
+    def cast(self) -> "Head":
+        """Without gradient, and under autocast in its type, so that many products cast the weights once."""
+        kind = self.weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        return replace(self, weight=self.weight.detach().to(dtype), bias=bias)
+
     @property
     def vocab_size(self) -> int:
         return len(self.weight)

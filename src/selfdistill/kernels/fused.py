@@ -5,7 +5,7 @@ logits again: one head product for the student's values, one for each view, two 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -77,7 +77,12 @@ class _Sweep:
         readings: Mapping[str, Reading],
         initial: Reading | None,
     ) -> None:
-        self.method, self.order, self.hidden, self.head, self.readings, self.initial = method, order, hidden, head, readings, initial
+        self.method, self.order, self.hidden, self.head = method, order, hidden, head
+        # roles that one model reads share its head
+        heads = {id(h): h.cast() for h in (head, *(r.head for r in (*readings.values(), *([initial] if initial else ()))))}
+        self.own = heads[id(head)]
+        self.readings = {role: replace(r, head=heads[id(r.head)]) for role, r in readings.items()}
+        self.initial = initial and replace(initial, head=heads[id(initial.head)])
         self.sums: dict[str, Tensor] = {}
         self.policy_logp: list[Tensor] = []
         self.loss = hidden.new_zeros((), dtype=torch.float32)
@@ -87,7 +92,7 @@ class _Sweep:
     def __call__(self, places: Sequence[Place]) -> None:
         """Blocks that lie side by side: their logits in one product, and the gradient of each in its logits' place."""
         students, pairs = _span([p.students for p in places]), _span([p.pairs for p in places])
-        hidden, head = self.hidden[students], self.head
+        hidden, head = self.hidden[students], self.own
         logits = head.product(hidden)
         views = {role: (r.head, r.head.product(r.hidden[self.order.rows[pairs]])) for role, r in self.readings.items()}
         initial = self.initial and (self.initial.head, self.initial.head.product(self.initial.hidden[students]))
@@ -97,7 +102,7 @@ class _Sweep:
             of_initial = initial and partial(initial[0].shape, initial[1][rows])
             logits[rows] = self._block(place, logits[rows], of_views, of_initial)
         if self.states is not None:
-            self.states[students] = logits @ head.weight.to(logits.dtype)
+            self.states[students] = (logits @ head.weight).to(self.states.dtype)
         if self.weight is not None and self.weight.dtype == logits.dtype:
             self.weight.addmm_(logits.T, hidden.to(logits.dtype))
         elif self.weight is not None:
@@ -111,7 +116,7 @@ class _Sweep:
         batch = order.batch.at(order.tokens[place.tokens], samples=place.samples, first=place.students.start)
         product = product.detach().requires_grad_()
         with torch.enable_grad():
-            unique, pairs = score_piece(method, order.piece(place), batch.temperature, self.head.shape(product), views, initial)
+            unique, pairs = score_piece(method, order.piece(place), batch.temperature, self.own.shape(product), views, initial)
             signals = assemble(batch, unique, pairs, order.taught_at[place.pairs] - place.tokens.start)
             loss, sums = objective(method, signals)
         self.loss += loss.detach()

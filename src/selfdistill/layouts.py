@@ -147,12 +147,12 @@ def _read_ends(packed: Packed, starts: Sequence[int], jobs: Sequence[_Job]) -> F
                 first[mine[i]] = total + row * width
             shapes.append((read, rows, width))
             total += len(rows) * width
-    # where each token lies among the rows; those before its sequence's start lie nowhere
-    offset = [at - start for at, start in zip(first, starts, strict=True)]
-    lengths = torch.tensor(packed.lengths, device=device)
-    place = torch.repeat_interleave(torch.tensor(offset, device=device), lengths) + packed.positions
-    kept = packed.positions >= torch.repeat_interleave(torch.tensor(starts, device=device), lengths)
-    ids = packed.input_ids.new_zeros(total).index_copy(0, place[kept], packed.input_ids[kept])
+    # where each token lies among the rows; those before its sequence's start lie nowhere. Made on the host, so that no device is waited for
+    lengths, offset = torch.tensor(packed.lengths), torch.tensor([at - start for at, start in zip(first, starts, strict=True)])
+    positions = torch.cat([torch.arange(n) for n in packed.lengths])
+    place = torch.repeat_interleave(offset, lengths) + positions
+    kept = (positions >= torch.repeat_interleave(torch.tensor(starts), lengths)).nonzero()[:, 0]
+    ids = packed.input_ids.new_zeros(total).index_copy(0, place[kept].to(device), packed.input_ids[kept.to(device)])
     parts = ids.split([len(rows) * width for _, rows, width in shapes])
     states = [read(rows, part.view(len(rows), width)).flatten(0, 1) for (read, rows, width), part in zip(shapes, parts, strict=True)]
-    return torch.cat(states)[place[packed.predicts]]
+    return torch.cat(states)[place.to(device)[packed.predicts]]

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from test_evaluate import evaluation
 
 from selfdistill.compare import Entry, Trained, seeds_interval, side_by_side, tokens_apart
-from selfdistill.config import make_settings
+from selfdistill.config import Settings, make_settings
 from selfdistill.evaluate import Evaluation, compare
 from selfdistill.pairing import group, uncontrolled
 from selfdistill.tables import as_json, markdown, notes, points, terminal
@@ -145,6 +145,15 @@ def test_runs_are_grouped_by_all_but_their_seed_and_controls_are_known_by_their_
         ("grpo_plus(null_context(opsd))", "grpo_plus(opsd)", [0, 1]),
         ("null_context(hsd)", None, [0, 1]),
     ]
+
+
+def test_a_teacher_of_each_seeds_own_is_one_teacher():
+    def taught(teacher: str) -> list[tuple[Path, Settings]]:
+        return [(Path(f"runs/opd_{s}"), runs(("opd", {"teacher": f'External("{teacher.format(s)}")'}), seeds=(s,))[0][1]) for s in (0, 1)]
+
+    assert [sorted(one.folders) for one in group(taught("runs/grpo_{}/checkpoints/step_000015"))] == [[0, 1]]
+    assert [sorted(one.folders) for one in group(taught("runs/grpo/{}/checkpoints/step_000015"))] == [[0, 1]]
+    assert len(group(taught("runs/grpo_5{}/checkpoints/step_000015"))) == 2, "no seed of these runs"
 
 
 def test_a_control_is_of_the_method_with_its_arguments():

@@ -67,8 +67,16 @@ def with_peers(groups: Sequence[Seeds]) -> list[Seeds]:
 
 
 def same_but_seed(settings: Settings) -> dict[str, Any]:
-    """What all seeds of a method share."""
-    return {key: value for key, value in settings.model_dump().items() if key not in FREE}
+    """What all seeds of a method share; a teacher of each seed's own, External("runs/grpo_0/..."), is one teacher."""
+    shared = {key: value for key, value in settings.model_dump().items() if key not in FREE}
+    return shared | {"method": {key: _seedless(value, settings.seed) for key, value in shared["method"].items()}}
+
+
+def _seedless(value: Any, seed: int) -> Any:
+    """An argument without the seed in the path of its teacher."""
+    if not isinstance(value, str) or not value.startswith("External("):
+        return value
+    return re.sub(r"[^/\"']+", lambda part: _seed_of(seed).sub(r"\1SEED", part[0]), value)
 
 
 def uncontrolled(method: MethodSettings) -> MethodSettings | None:
@@ -99,9 +107,14 @@ def _seeds(runs: Sequence[tuple[Path, Settings]], *, taken: Sequence[str] = ()) 
     return [Seeds(name=name, settings=settings, folders=folders) for name, (_, folders, settings) in zip(clear, groups, strict=True)]
 
 
+def _seed_of(seed: int) -> re.Pattern[str]:
+    """The seed at the end of a folder's name."""
+    return re.compile(rf"(^|[-_.])(seed[-_.]?)?{seed}$")
+
+
 def _label(seed: int, folder: Path) -> str:
     """A folder's name without its seed: runs/opsd_0 and runs/opsd/0 are both opsd."""
-    name = re.sub(rf"(^|[-_.])(seed[-_.]?)?{seed}$", "", folder.name)
+    name = _seed_of(seed).sub("", folder.name)
     return name or folder.absolute().parent.name
 
 

@@ -69,13 +69,25 @@ def rollout(policy, problem, completion):
 
 
 def test_it_samples_what_the_framework_samples(minimal, policy):
-    (problem,) = Arithmetic(num_train=1).problems("train")
+    """Two programs draw with other random numbers: what they write is as likely and as long."""
+    problems, n = Arithmetic(num_train=4).problems("train"), 16
     sampler = TransformersSampler(policy=policy, max_completion_length=minimal.MAX_NEW_TOKENS)
     torch.manual_seed(3)
-    expected = [r.completion_ids for r in sampler.sample([problem], 6)[0].rollouts]
-    torch.manual_seed(3)
-    assert minimal.sample(policy.model, policy.tokenizer, minimal.encode(policy.tokenizer, [problem.prompt] * 6)) == expected
-    assert len({tuple(ids) for ids in expected}) > 1
+    ours = [(r.prompt_ids, r.completion_ids) for g in sampler.sample(problems, n) for r in g.rollouts]
+    prompts = minimal.encode(policy.tokenizer, [p.prompt for p in problems for _ in range(n)])
+    theirs = list(zip(prompts, minimal.sample(policy.model, policy.tokenizer, prompts), strict=True))
+    assert [prompt for prompt, _ in ours] == prompts and all(ids[-1] == policy.tokenizer.eos_token_id for _, ids in theirs)
+    for measure in (lambda prompt, ids: float(len(ids)), lambda prompt, ids: surprisal(policy, prompt, ids)):
+        one, other = (torch.tensor([measure(*written) for written in side]) for side in (ours, theirs))
+        error = ((one.var() + other.var()) / len(one)).sqrt()
+        assert error > 0 and abs(one.mean() - other.mean()) < 3 * error
+
+
+@torch.no_grad()
+def surprisal(policy, prompt: list[int], ids: list[int]) -> float:
+    """Nats a token."""
+    logp = policy.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return -float(logp[torch.arange(len(ids)), ids].mean())
 
 
 def test_steps_on_one_batch_bring_the_student_to_its_teacher(minimal, policy):

@@ -48,7 +48,7 @@ def token_mean_of_reverse_kl(scene: Scene) -> Tensor:
 @pytest.mark.parametrize("arguments", [{}, {"transport": Sinkhorn(0.3)}], ids=["exact", "sinkhorn"])
 def test_equation(arguments):
     """mean_t KL(S_t || T_t) + lambda mean over windows of (1/K) sum_i KL(y~_i || S_i)."""
-    scene = scene_of(window=K, share=0.2, control_share=0.2, trajectory_coef=0.7, **arguments)
+    scene = scene_of(window=K, share=0.3, control_share=0.3, trajectory_coef=0.7, **arguments)
     kept = windows(scene)
     assert len(kept) > 1
     trajectory = torch.zeros(())

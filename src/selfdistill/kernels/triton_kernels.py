@@ -5,7 +5,7 @@ and writes d loss / d product where the product was. What is kept between them i
 are. A row's own program adds up what its teachers ask of it, in their order, so results repeat to the last bit.
 """
 
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -15,14 +15,14 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def tanh(x: Any) -> Any:
+def tanh(x: tl.tensor) -> tl.tensor:
     """To 1e-7 absolute: both uses multiply it by a bound on logits."""
     return 1 - 2 / (tl.exp(2 * x) + 1)
 
 
 @triton.jit
 @no_type_check
-def logits(row: Any, at: Any, vocab: Any, SCALE: tl.constexpr, CAP: tl.constexpr) -> Any:
+def logits(row: tl.tensor, at: tl.tensor, vocab: tl.tensor, SCALE: tl.constexpr, CAP: tl.constexpr) -> tl.tensor:
     """A tile of a row's logits; 0 beyond the vocabulary."""
     z = tl.load(row + at, mask=at < vocab, other=0.0).to(tl.float32) * SCALE
     if CAP != 0.0:
@@ -33,9 +33,9 @@ def logits(row: Any, at: Any, vocab: Any, SCALE: tl.constexpr, CAP: tl.constexpr
 @triton.jit
 @no_type_check
 def target(
-    a: Any, b: Any, c: Any, at: Any, vocab: Any, centre: Any,
+    a: tl.tensor, b: tl.tensor, c: tl.tensor, at: tl.tensor, vocab: tl.tensor, centre: tl.tensor,
     SCALE: tl.constexpr, CAP: tl.constexpr, RATE: tl.constexpr, KIND: tl.constexpr, STRETCH: tl.constexpr, BOUND: tl.constexpr,
-) -> Any:  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """A tile of a target's log-probs up to a constant a row."""
     u = logits(a, at, vocab, SCALE, CAP) * RATE
     if KIND == 2:
@@ -48,8 +48,11 @@ def target(
 
 @triton.jit
 @no_type_check
-def entries(s: Any, t: Any, DIVERGENCE: tl.constexpr, BETA: tl.constexpr, LOG_BETA: tl.constexpr, LOG_REST: tl.constexpr, CLIP: tl.constexpr) -> Any:
-    """A divergence's entries at log-probs s and t and their derivatives by s: 0 where the weight is 0, clipped each from above unless CLIP is 0."""
+def entries(
+    s: tl.tensor, t: tl.tensor,
+    DIVERGENCE: tl.constexpr, BETA: tl.constexpr, LOG_BETA: tl.constexpr, LOG_REST: tl.constexpr, CLIP: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """A divergence's entries at log-probs s and t and their derivatives by s: 0 where the weight is 0, clipped each from above."""
     p, q = tl.exp(s), tl.exp(t)
     if DIVERGENCE == 1:
         entry = tl.where(q > 0, q * (t - s), 0.0)
@@ -63,7 +66,7 @@ def entries(s: Any, t: Any, DIVERGENCE: tl.constexpr, BETA: tl.constexpr, LOG_BE
         # all other terms of the derivative cancel with the mixture's own
         slope = (1 - BETA) * tl.where(p > 0, p * (s - mixture), 0.0)
         entry = slope + BETA * tl.where(q > 0, q * (t - mixture), 0.0)
-    if CLIP != 0.0:
+    if CLIP is not None:
         slope = tl.where(entry <= CLIP, slope, 0.0)
         entry = tl.minimum(entry, CLIP)
     return entry, slope
@@ -71,7 +74,7 @@ def entries(s: Any, t: Any, DIVERGENCE: tl.constexpr, BETA: tl.constexpr, LOG_BE
 
 @triton.jit
 @no_type_check
-def fold(top: Any, mass: Any, moment: Any, x: Any, value: Any) -> Any:
+def fold(top: tl.tensor, mass: tl.tensor, moment: tl.tensor, x: tl.tensor, value: tl.tensor) -> tl.tensor:
     """One more tile into a row's largest x, and by lane into sum exp(x - top) and sum exp(x - top) value."""
     above = tl.maximum(top, tl.max(x, 0))
     weight, fade = tl.exp(x - above), tl.exp(top - above)
@@ -81,7 +84,7 @@ def fold(top: Any, mass: Any, moment: Any, x: Any, value: Any) -> Any:
 @triton.jit
 @no_type_check
 def normalise(
-    student: Any, student_stride: Any, initial: Any, initial_stride: Any, found: Any, vocab: Any,
+    student: tl.tensor, student_stride: tl.tensor, initial: tl.tensor, initial_stride: tl.tensor, found: tl.tensor, vocab: tl.tensor,
     SCALE: tl.constexpr, CAP: tl.constexpr, RATE: tl.constexpr, POLICY_RATE: tl.constexpr, INITIAL: tl.constexpr, TILE: tl.constexpr,
 ) -> None:  # fmt: skip
     """Into found [5 rows]: log sum exp at both temperatures, entropy, KL to pi_0 and pi_0's log sum exp."""
@@ -119,7 +122,8 @@ def normalise(
 @triton.jit
 @no_type_check
 def compare(
-    a: Any, stride_a: Any, b: Any, stride_b: Any, c: Any, stride_c: Any, student: Any, student_stride: Any, row_of: Any, lse_of: Any, found: Any, vocab: Any,
+    a: tl.tensor, stride_a: tl.tensor, b: tl.tensor, stride_b: tl.tensor, c: tl.tensor, stride_c: tl.tensor,
+    student: tl.tensor, student_stride: tl.tensor, row_of: tl.tensor, lse_of: tl.tensor, found: tl.tensor, vocab: tl.tensor,
     SCALE: tl.constexpr, CAP: tl.constexpr, RATE: tl.constexpr, KIND: tl.constexpr, STRETCH: tl.constexpr, BOUND: tl.constexpr,
     DIVERGENCE: tl.constexpr, BETA: tl.constexpr, LOG_BETA: tl.constexpr, LOG_REST: tl.constexpr, CLIP: tl.constexpr, TILE: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -159,7 +163,7 @@ def compare(
 
 @triton.jit
 @no_type_check
-def sum_of_slopes(slopes: Any, weights: Any, first: Any, last: Any) -> Any:
+def sum_of_slopes(slopes: tl.tensor, weights: tl.tensor, first: tl.tensor, last: tl.tensor) -> tl.tensor:
     """sum over a row's teachers of weight times sum_v dD / d log S(v)."""
     total = 0.0
     for pair in range(first, last):
@@ -170,9 +174,11 @@ def sum_of_slopes(slopes: Any, weights: Any, first: Any, last: Any) -> Any:
 @triton.jit
 @no_type_check
 def differentiate(
-    a: Any, stride_a: Any, b: Any, stride_b: Any, c: Any, stride_c: Any, student: Any, student_stride: Any, initial: Any, initial_stride: Any,
-    vocab: Any, pairs: Any, of_rows: Any, of_pairs: Any, first_pair: Any, to_lse: Any, to_policy_lse: Any, to_reference: Any, to_divergence: Any,
-    first_entry: Any, entry_at: Any, to_entry: Any,
+    a: tl.tensor, stride_a: tl.tensor, b: tl.tensor, stride_b: tl.tensor, c: tl.tensor, stride_c: tl.tensor,
+    student: tl.tensor, student_stride: tl.tensor, initial: tl.tensor, initial_stride: tl.tensor, vocab: tl.tensor, pairs: tl.tensor,
+    of_rows: tl.tensor, of_pairs: tl.tensor, first_pair: tl.tensor,
+    to_lse: tl.tensor, to_policy_lse: tl.tensor, to_reference: tl.tensor, to_divergence: tl.tensor,
+    first_entry: tl.tensor, entry_at: tl.tensor, to_entry: tl.tensor,
     SCALE: tl.constexpr, CAP: tl.constexpr, RATE: tl.constexpr, POLICY_RATE: tl.constexpr, POLICY: tl.constexpr, INITIAL: tl.constexpr,
     KIND: tl.constexpr, STRETCH: tl.constexpr, BOUND: tl.constexpr,
     DIVERGENCE: tl.constexpr, BETA: tl.constexpr, LOG_BETA: tl.constexpr, LOG_REST: tl.constexpr, CLIP: tl.constexpr, TILE: tl.constexpr,
@@ -193,7 +199,7 @@ def differentiate(
             for pair in range(first, last):
                 centre, shift = tl.load(of_pairs + pair), tl.load(of_pairs + pairs + pair)
                 t = target(a + pair * stride_a, b + pair * stride_b, c + pair * stride_c, at, vocab, centre, SCALE, CAP, RATE, KIND, STRETCH, BOUND) - shift
-                value, gradient = entries(s, t, DIVERGENCE, BETA, LOG_BETA, LOG_REST, CLIP)
+                _entry, gradient = entries(s, t, DIVERGENCE, BETA, LOG_BETA, LOG_REST, CLIP)
                 slope += tl.load(to_divergence + pair) * gradient
         slope *= RATE
         if POLICY:

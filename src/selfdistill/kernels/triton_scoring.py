@@ -32,13 +32,10 @@ def supported(method: Method, head: Head, others: Sequence[Head]) -> bool:
 
 
 def score_products(
-    method: Method, piece: Piece, temperature: float, student: Product, views: Mapping[str, Product], initial: Product | None, *, tile: int | None = None
+    method: Method, piece: Piece, temperature: float, student: Product, views: Mapping[str, Product], initial: Product | None
 ) -> tuple[Float[Tensor, "5 chunk"], Float[Tensor, "3 pairs"]]:
-    """What `score_piece` returns. Backward is for once: it writes the gradient where `student.values` were.
-
-    tile: entries of a row that a program holds at once.
-    """
-    from selfdistill.kernels.triton_sweeps import TILE, Sweep, Work
+    """What `score_piece` returns. Backward is for once: it writes the gradient where `student.values` were."""
+    from selfdistill.kernels.triton_sweeps import Sweep, Work
 
     loss_temperature = method.loss_temperature or temperature
     rows = torch.arange(len(piece.token), device=piece.token.device)
@@ -57,7 +54,6 @@ def score_products(
         divergence=method.divergence if method.distill_coef and type(method.divergence) in SUMMED and len(student_of) else None,
         student=student_of,
         at=torch.cat([torch.stack([row.expand_as(token), token]).flatten(1) for row, token in at], dim=1),
-        tile=tile or TILE,
     )
     (lse, policy_lse, entropy, reference_kl, _), of_pairs, logits = Sweep.apply(student.values, work)  # pyright: ignore[reportGeneralTypeIssues]
     own, of_labels, kept = (z.view_as(token) for z, (_, token) in zip(logits.split([token.numel() for _, token in at]), at, strict=True))

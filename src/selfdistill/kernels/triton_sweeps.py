@@ -12,9 +12,8 @@ from selfdistill.divergences import JSD, Divergence, ForwardKL, ReverseKL
 from selfdistill.kernels import triton_kernels as kernels
 from selfdistill.targets import PMI, Target, TeacherDistribution, TrustRegion
 
-TILE = 4096
-"""Entries of a row that a program holds at once."""
-WARPS = 8
+TILE, WARPS = 2048, 8
+"""Entries of a row that a program holds at once: a 16-byte load of bf16 a thread."""
 TARGETS = {TeacherDistribution: 1, PMI: 2, TrustRegion: 3}
 DIVERGENCES = {ForwardKL: 1, ReverseKL: 2, JSD: 3}
 
@@ -38,20 +37,19 @@ class Work:
     """Each pair's row, ascending."""
     at: Int[Tensor, "2 entries"]
     """(row, token) of single logits that are wanted with gradient."""
-    tile: int
 
     @property
     def head(self) -> dict[str, float]:
         return {"SCALE": self.scale, "CAP": self.softcap or 0.0, "RATE": self.rate}
 
     @property
-    def kinds(self) -> dict[str, float]:
+    def kinds(self) -> dict[str, float | None]:
         """How `target` and `entries` read their constants."""
         wish, entry = self.target, self.divergence
         of_target = {"KIND": TARGETS[type(wish)], "STRETCH": getattr(wish, "beta", getattr(wish, "mix", 0.0)), "BOUND": getattr(wish, "clip", 0.0)}
         beta, clip = getattr(entry, "beta", 0.5), getattr(entry, "clip", math.inf)
         known = {"DIVERGENCE": DIVERGENCES.get(type(entry), 0), "BETA": beta, "LOG_BETA": math.log(beta), "LOG_REST": math.log1p(-beta)}
-        return of_target | known | {"CLIP": 0.0 if clip == math.inf else clip}
+        return of_target | known | {"CLIP": None if clip == math.inf else clip}
 
     def view_rows(self, otherwise: Tensor) -> list[Any]:
         """Three pointers with their strides, whatever the number of views."""
@@ -70,7 +68,7 @@ class Sweep(torch.autograd.Function):
         rows, vocab = product.shape
         of_rows, of_pairs = product.new_zeros(5, rows, dtype=torch.float32), product.new_zeros(5, len(work.student), dtype=torch.float32)
         initial = product if work.initial is None else work.initial
-        shared = {"TILE": work.tile, "num_warps": WARPS}
+        shared = {"TILE": TILE, "num_warps": WARPS}
         with torch.cuda.device_of(product):
             kernels.normalise[(rows,)](
                 *(product, product.stride(0), initial, initial.stride(0), of_rows, vocab),
@@ -81,16 +79,17 @@ class Sweep(torch.autograd.Function):
                     *(*work.view_rows(product), product, product.stride(0), work.student, of_rows, of_pairs, vocab), **work.head, **work.kinds, **shared
                 )
         z = product[work.at[0], work.at[1]].float() * work.scale
-        ctx.product, ctx.work, ctx.found = product, work, (of_rows, of_pairs)
+        ctx.product, ctx.work = product, work
+        ctx.save_for_backward(of_rows, of_pairs)
         return of_rows, of_pairs, z if work.softcap is None else torch.tanh(z / work.softcap) * work.softcap
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        product, work, (of_rows, of_pairs) = ctx.product, ctx.work, ctx.found
+        product, work, (of_rows, of_pairs) = ctx.product, ctx.work, ctx.saved_tensors
         assert product is not None, "the product has become its own gradient"
         ctx.product = None
         rows, vocab = product.shape
-        (to_lse, to_policy_lse, _, to_reference, _), to_divergence = upstream[0].float(), upstream[1][3].float().contiguous()
+        (to_lse, to_policy_lse, _, to_reference, _), to_divergence = upstream[0].contiguous(), upstream[1][3].contiguous()
         initial, policy = work.initial, work.initial is not None or work.rate != work.policy_rate
         first_entry, entry_at, to_entry = _by_tile(work, upstream[2], rows, vocab)
         first_pair = torch.searchsorted(work.student, torch.arange(rows + 1, device=product.device))
@@ -99,7 +98,7 @@ class Sweep(torch.autograd.Function):
                 *(*work.view_rows(product), product, product.stride(0), *((initial, initial.stride(0)) if initial is not None else (product, 0))),
                 *(vocab, len(work.student), of_rows, of_pairs, first_pair, to_lse if policy else to_lse + to_policy_lse, to_policy_lse, to_reference),
                 *(to_divergence, first_entry, entry_at, to_entry),
-                **work.head, POLICY_RATE=work.policy_rate, POLICY=policy, INITIAL=initial is not None, **work.kinds, TILE=work.tile, num_warps=WARPS,
+                **work.head, POLICY_RATE=work.policy_rate, POLICY=policy, INITIAL=initial is not None, **work.kinds, TILE=TILE, num_warps=WARPS,
             )  # fmt: skip
         return product, None
 
@@ -107,6 +106,6 @@ class Sweep(torch.autograd.Function):
 def _by_tile(work: Work, upstream: Tensor, rows: int, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
     """Single logits in the order in which tiles are written: where each tile's begin [rows tiles + 1], their tokens, their gradients."""
     keys, order = (work.at[0] * vocab + work.at[1]).sort(stable=True)
-    starts = torch.arange(0, vocab, work.tile, device=keys.device) + vocab * torch.arange(rows, device=keys.device)[:, None]
+    starts = torch.arange(0, vocab, TILE, device=keys.device) + vocab * torch.arange(rows, device=keys.device)[:, None]
     edges = torch.cat([starts.flatten(), starts.new_tensor([rows * vocab])])
-    return torch.searchsorted(keys, edges), work.at[1][order], upstream[order].float().contiguous()
+    return torch.searchsorted(keys, edges), work.at[1][order], upstream[order]

@@ -76,9 +76,7 @@ class TopK:
         keep = _likeliest(student if self.of_student else target, self.k)
         return self.among(student.gather(-1, keep), target.gather(-1, keep), token)
 
-    def among(
-        self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]
-    ) -> Float[Tensor, " tokens"]:
+    def among(self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
         """The same from the log-probs of those tokens alone."""
         return self.inner(student.log_softmax(-1), target.log_softmax(-1), token)
 
@@ -101,9 +99,7 @@ class TeacherTopK:
         keep = _likeliest(target, self.k)
         return self.among(student.gather(-1, keep), target.gather(-1, keep), token)
 
-    def among(
-        self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]
-    ) -> Float[Tensor, " tokens"]:
+    def among(self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
         """The same from the log-probs of those tokens alone."""
         kept = target.log_softmax(-1)
         return _weighted(kept.exp(), kept, student).sum(-1)
@@ -127,9 +123,7 @@ class TopKTail:
         keep = _likeliest(student, self.k)
         return self.among(student.gather(-1, keep), target.gather(-1, keep), token)
 
-    def among(
-        self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]
-    ) -> Float[Tensor, " tokens"]:
+    def among(self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
         """The same from the log-probs of those tokens alone."""
         return self.inner(_with_tail(student), _with_tail(target), token)
 

@@ -101,8 +101,8 @@ def _pairs(
     divergence = of_pairs[3]
     if isinstance(method.divergence, Welsch) and method.distill_coef:
         divergence = method.divergence(logp[:, None], of_target[:, :1], torch.zeros_like(token))
-    elif keep.shape[1]:
-        divergence = method.divergence.among(kept, of_target[:, 1:], token)  # pyright: ignore[reportFunctionMemberAccess]
+    elif isinstance(method.divergence, OF_FEW) and method.distill_coef:
+        divergence = method.divergence.among(kept, of_target[:, 1:], token)
     return torch.stack([of_target[:, 0], entropy, divergence])
 
 

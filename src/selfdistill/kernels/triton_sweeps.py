@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from selfdistill.divergences import JSD, Divergence, ForwardKL, ReverseKL
-from selfdistill.kernels import triton_kernels as kernels
+from selfdistill.kernels import triton_kernels
 from selfdistill.targets import PMI, Target, TeacherDistribution, TrustRegion
 
 TILE, WARPS = 2048, 8
 """Entries of a row that a program holds at once: a 16-byte load of bf16 a thread."""
+PROGRAMS: Any = triton_kernels
 TARGETS = {TeacherDistribution: 1, PMI: 2, TrustRegion: 3}
 DIVERGENCES = {ForwardKL: 1, ReverseKL: 2, JSD: 3}
 
@@ -70,12 +71,12 @@ class Sweep(torch.autograd.Function):
         initial = product if work.initial is None else work.initial
         shared = {"TILE": TILE, "num_warps": WARPS}
         with torch.cuda.device_of(product):
-            kernels.normalise[(rows,)](
+            PROGRAMS.normalise[(rows,)](
                 *(product, product.stride(0), initial, initial.stride(0), of_rows, vocab),
                 **work.head, POLICY_RATE=work.policy_rate, INITIAL=work.initial is not None, **shared,
             )  # fmt: skip
             if work.views and len(work.student):
-                kernels.compare[(len(work.student),)](
+                PROGRAMS.compare[(len(work.student),)](
                     *(*work.view_rows(product), product, product.stride(0), work.student, of_rows, of_pairs, vocab), **work.head, **work.kinds, **shared
                 )
         z = product[work.at[0], work.at[1]].float() * work.scale
@@ -94,7 +95,7 @@ class Sweep(torch.autograd.Function):
         first_entry, entry_at, to_entry = _by_tile(work, upstream[2], rows, vocab)
         first_pair = torch.searchsorted(work.student, torch.arange(rows + 1, device=product.device))
         with torch.cuda.device_of(product):
-            kernels.differentiate[(rows,)](
+            PROGRAMS.differentiate[(rows,)](
                 *(*work.view_rows(product), product, product.stride(0), *((initial, initial.stride(0)) if initial is not None else (product, 0))),
                 *(vocab, len(work.student), of_rows, of_pairs, first_pair, to_lse if policy else to_lse + to_policy_lse, to_policy_lse, to_reference),
                 *(to_divergence, first_entry, entry_at, to_entry),

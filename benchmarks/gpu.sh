@@ -36,14 +36,15 @@ run() {
 everything() {
   if [ -n "$dry" ]; then
     run parity 0
-    run kernels 0 --device cpu
+    run fused 0 --tokens 128 --hidden 64 --vocab 4096 --methods opsd
     run step 0 --models tiny --sides ours --repeats 1
     run rollouts 0 --models tiny --repeats 1
     run growth 0 --axes tokens group
     run methods 0 --repeats 1 --methods opsd hsd
   else
     run parity 50 --device cuda --hidden 1024 --layers 8 --vocab 49152 --rollouts 32 --longest 512
-    run kernels 50 --device cuda
+    timeout 60 "$python" -m pytest -q tests/kernels/triton_parity.py -k end_to_end || failed+=(triton_parity)
+    run fused 60 --device cuda --dtype bfloat16 --tokens 8192 --hidden 4096 --vocab 151936 --heads trained --methods opsd --ways floor torch triton --passes 5
     run step 150 --device cuda --dtype bfloat16 --models qwen3-0.6b --sides ours dynamic --repeats 1
     run rollouts 40 --device cuda --models tiny wide --repeats 2
     run growth 60 --device cuda

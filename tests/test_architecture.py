@@ -116,7 +116,10 @@ def test_imports_point_one_way(layer):
             assert not own(imported(path)) & above, f"{path.name} imports from above itself"
 
 
-@pytest.mark.parametrize("name", [*PARTS, "samples", "packing", "scoring", "loss", "kernels/fused", "reading", "trainer", "types", "method"])
+KERNELS = [f"kernels/{path.stem}" for path in sorted((SOURCE / "kernels").glob("*.py"))]
+
+
+@pytest.mark.parametrize("name", [*PARTS, *KERNELS, "samples", "packing", "scoring", "loss", "reading", "trainer", "types", "method"])
 def test_nothing_below_imports_methods(name):
     """Not even inside a function: methods are values that the rest is handed."""
     assert "methods" not in own(imported(SOURCE / f"{name}.py", at_run_time=True))
@@ -133,9 +136,9 @@ def test_a_method_is_a_page_of_parts_without_tensors(path):
 
 
 def test_vocabulary_stays_in_scoring():
-    """Only scoring, pointwise parts (of methods and of the diagnostic pmi), the head and who chooses tokens name a vocabulary axis; reading keeps states."""
+    """Only scoring and its kernels, pointwise parts (of methods and of the diagnostic pmi), the head and who chooses tokens name a vocabulary axis; reading keeps states."""
     holders = {path.stem for path, name in zip(FILES, NAMES, strict=True) if '"tokens vocab"' in path.read_text() or '"rows vocab"' in path.read_text()}
-    assert holders <= {"scoring", "divergences", "targets", "heads", "pmi", "loop", "choosing"}
+    assert holders <= {"scoring", "triton_scoring", "triton_sweeps", "divergences", "targets", "heads", "pmi", "loop", "choosing"}
     for name in ("token_weights", "advantages", "policy_losses", "loss", "packing", "samples", "trainer", "metrics"):
         assert "vocab" not in {n.id for n in ast.walk(tree(SOURCE / f"{name}.py")) if isinstance(n, ast.Name)}
 

@@ -74,7 +74,11 @@ class TopK:
         self, student: Float[Tensor, "tokens vocab"], target: Float[Tensor, "tokens vocab"], token: Int[Tensor, " tokens"]
     ) -> Float[Tensor, " tokens"]:
         keep = _likeliest(student if self.of_student else target, self.k)
-        return self.inner(student.gather(-1, keep).log_softmax(-1), target.gather(-1, keep).log_softmax(-1), token)
+        return self.among(student.gather(-1, keep), target.gather(-1, keep), token)
+
+    def among(self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+        """The same from the log-probs of those tokens alone."""
+        return self.inner(student.log_softmax(-1), target.log_softmax(-1), token)
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,12 @@ class TeacherTopK:
         self, student: Float[Tensor, "tokens vocab"], target: Float[Tensor, "tokens vocab"], token: Int[Tensor, " tokens"]
     ) -> Float[Tensor, " tokens"]:
         keep = _likeliest(target, self.k)
-        kept = target.gather(-1, keep).log_softmax(-1)
-        return _weighted(kept.exp(), kept, student.gather(-1, keep)).sum(-1)
+        return self.among(student.gather(-1, keep), target.gather(-1, keep), token)
+
+    def among(self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+        """The same from the log-probs of those tokens alone."""
+        kept = target.log_softmax(-1)
+        return _weighted(kept.exp(), kept, student).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,11 @@ class TopKTail:
         if self.k >= student.shape[-1]:
             return self.inner(student, target, token)
         keep = _likeliest(student, self.k)
-        return self.inner(_with_tail(student.gather(-1, keep)), _with_tail(target.gather(-1, keep)), token)
+        return self.among(student.gather(-1, keep), target.gather(-1, keep), token)
+
+    def among(self, student: Float[Tensor, "tokens k"], target: Float[Tensor, "tokens k"], token: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+        """The same from the log-probs of those tokens alone."""
+        return self.inner(_with_tail(student), _with_tail(target), token)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -58,3 +58,18 @@ class Head:
     @property
     def vocab_size(self) -> int:
         return len(self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """What a head's matrix product made of some states, on its way to logits."""
+
+    values: Float[Tensor, "tokens vocab"]
+    head: Head
+
+    def logits(self) -> Float[Tensor, "tokens vocab"]:
+        return self.head.shape(self.values)
+
+    def at(self, chosen: Int[Tensor, "tokens chosen"]) -> Float[Tensor, "tokens chosen"]:
+        """Logits of some of the vocabulary."""
+        return self.head.shape(self.values.gather(-1, chosen))

@@ -4,22 +4,24 @@ A loss is a sum over samples (law 2), so its gradient is known as soon as a samp
 logits again: one head product for the student's values, one for each view, two for the gradient.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from selfdistill.heads import Head
+from selfdistill.heads import Head, Product
+from selfdistill.kernels.triton_scoring import score_products, supported
 from selfdistill.loss import objective
 from selfdistill.method import Method
-from selfdistill.scoring import CHUNK_ENTRIES, Logits, Order, Place, Reading, assemble, score, score_piece
+from selfdistill.scoring import CHUNK_ENTRIES, Order, Piece, Place, Reading, assemble, score, score_piece
 from selfdistill.types import Batch
 
+Scorer = Callable[[Method, Piece, float, Product, Mapping[str, Product], Product | None], tuple[Tensor, Tensor]]
 BLOCK_ENTRIES = {"cpu": 2**21, "cuda": 2**25}
 """Logits scored and differentiated at once: on a CPU as many as stay in its cache from one elementwise pass to the next."""
 
@@ -43,21 +45,26 @@ def learn(
     initial: Reading | None = None,
     slab: int | None = None,
     block: int | None = None,
+    kernel: Literal["torch", "triton"] | None = None,
 ) -> Learned:
     """The values of `objective(method, score(...))` and the gradient of its backward, with every logit computed once.
 
-    slab: student tokens whose logits are held at once; block: those of them scored at once; None takes what the device allows. Where a
-    part looks along a rollout that has more tokens than a slab, chunks are scored instead, whose logits backward computes again.
+    slab: student tokens whose logits are held at once; block: those of them scored at once; kernel: what scores them; None takes what the
+    device allows. Where a part looks along a rollout that has more tokens than a slab, chunks are scored instead, whose logits backward
+    computes again.
     """
     slab = slab or max(CHUNK_ENTRIES.get(hidden.device.type, CHUNK_ENTRIES["cpu"]) // head.vocab_size, 1)
-    block = min(slab, block or max(BLOCK_ENTRIES.get(hidden.device.type, BLOCK_ENTRIES["cpu"]) // head.vocab_size, 1))
+    scorer = _scorer(kernel, method, head, others=[r.head for r in (*readings.values(), initial) if r], device=hidden.device)
+    entries = BLOCK_ENTRIES.get(hidden.device.type, BLOCK_ENTRIES["cpu"])
+    block = min(slab, block or (slab if scorer is score_products else max(entries // head.vocab_size, 1)))
     edges = list(range(0, len(hidden), block)) if method.pointwise else _between_rollouts(batch, len(hidden), block)
     edges.append(len(hidden))
     if max(b - a for a, b in pairwise(edges)) > slab:
         signals = score(method, batch, hidden=hidden, head=head, readings=readings, initial=initial, chunk=slab)
         loss, sums = objective(method, signals)
         return Learned(loss=loss, sums=sums, policy_logp=signals.policy_logp.detach())
-    sweep = _Sweep(method, Order.of(batch, students=len(hidden), readings=bool(readings)), hidden=hidden, head=head, readings=readings, initial=initial)
+    order = Order.of(batch, students=len(hidden), readings=bool(readings))
+    sweep = _Sweep(method, order, scorer, hidden=hidden, head=head, readings=readings, initial=initial)
     with torch.no_grad():
         for places in _slabs(sweep.order.places(edges), slab):
             sweep(places)
@@ -71,13 +78,14 @@ class _Sweep:
         self,
         method: Method,
         order: Order,
+        scorer: Scorer,
         *,
         hidden: Float[Tensor, "student_tokens hidden"],
         head: Head,
         readings: Mapping[str, Reading],
         initial: Reading | None,
     ) -> None:
-        self.method, self.order, self.hidden, self.head = method, order, hidden, head
+        self.method, self.order, self.scorer, self.hidden, self.head = method, order, scorer, hidden, head
         # roles that one model reads share its head
         heads = {id(h): h.cast() for h in (head, *(r.head for r in (*readings.values(), *([initial] if initial else ()))))}
         self.own = heads[id(head)]
@@ -98,9 +106,10 @@ class _Sweep:
         initial = self.initial and (self.initial.head, self.initial.head.product(self.initial.hidden[students]))
         for place in places:
             rows = _within(place.students, students)
-            of_views = {role: partial(head.shape, product[_within(place.pairs, pairs)]) for role, (head, product) in views.items()}
-            of_initial = initial and partial(initial[0].shape, initial[1][rows])
-            logits[rows] = self._block(place, logits[rows], of_views, of_initial)
+            of_views = {role: Product(head=head, values=product[_within(place.pairs, pairs)]) for role, (head, product) in views.items()}
+            gradient = self._block(place, logits[rows], of_views, initial and Product(head=initial[0], values=initial[1][rows]))
+            if gradient.data_ptr() != logits[rows].data_ptr():
+                logits[rows] = gradient
         if self.states is not None:
             self.states[students] = (logits @ head.weight).to(self.states.dtype)
         if self.weight is not None and self.weight.dtype == logits.dtype:
@@ -110,13 +119,16 @@ class _Sweep:
         if self.bias is not None:
             self.bias += logits.sum(0)
 
-    def _block(self, place: Place, product: Float[Tensor, "block vocab"], views: Mapping[str, Logits], initial: Logits | None) -> Float[Tensor, "block vocab"]:
+    def _block(
+        self, place: Place, product: Float[Tensor, "block vocab"], views: Mapping[str, Product], initial: Product | None
+    ) -> Float[Tensor, "block vocab"]:
         """d loss / d product."""
         method, order = self.method, self.order
         batch = order.batch.at(order.tokens[place.tokens], samples=place.samples, first=place.students.start)
         product = product.detach().requires_grad_()
         with torch.enable_grad():
-            unique, pairs = score_piece(method, order.piece(place), batch.temperature, self.own.shape(product), views, initial)
+            student = Product(head=self.own, values=product)
+            unique, pairs = self.scorer(method, order.piece(place), batch.temperature, student, views, initial)
             signals = assemble(batch, unique, pairs, order.taught_at[place.pairs] - place.tokens.start)
             loss, sums = objective(method, signals)
         self.loss += loss.detach()
@@ -128,6 +140,19 @@ class _Sweep:
         inputs = {"states": self.hidden, "weight": self.head.weight, "bias": self.head.bias}
         known = [(x, g) for name, x in inputs.items() if (g := getattr(self, name)) is not None]
         return _Known.apply(self.loss, len(known), *(x for x, _ in known), *(g for _, g in known))  # pyright: ignore[reportReturnType]
+
+
+def _scorer(kernel: Literal["torch", "triton"] | None, method: Method, head: Head, *, others: Sequence[Head], device: torch.device) -> Scorer:
+    """Triton's where it runs and knows the method, unless asked otherwise."""
+    fast = device.type == "cuda" and importlib.util.find_spec("triton") is not None and supported(method, head, others)
+    return score_products if kernel == "triton" or (kernel is None and fast) else _score_logits
+
+
+def _score_logits(
+    method: Method, piece: Piece, temperature: float, student: Product, views: Mapping[str, Product], initial: Product | None
+) -> tuple[Tensor, Tensor]:
+    of_views = {role: view.logits for role, view in views.items()}
+    return score_piece(method, piece, temperature, student.logits(), of_views, initial and initial.logits)
 
 
 class _Known(torch.autograd.Function):

@@ -136,7 +136,7 @@ def test_a_method_is_a_page_of_parts_without_tensors(path):
 
 
 def test_vocabulary_stays_in_scoring():
-    """Only scoring and its kernels, pointwise parts (of methods and of the diagnostic pmi), the head and who chooses tokens name a vocabulary axis; reading keeps states."""
+    """Only scoring and its kernels, pointwise parts (of methods and of the diagnostic pmi), the head and who chooses tokens name a vocabulary axis."""
     holders = {path.stem for path, name in zip(FILES, NAMES, strict=True) if '"tokens vocab"' in path.read_text() or '"rows vocab"' in path.read_text()}
     assert holders <= {"scoring", "triton_scoring", "triton_sweeps", "divergences", "targets", "heads", "pmi", "loop", "choosing"}
     for name in ("token_weights", "advantages", "policy_losses", "loss", "packing", "samples", "trainer", "metrics"):

@@ -18,11 +18,13 @@ from selfdistill.heads import Head, Product
 from selfdistill.kernels.triton_scoring import score_products, supported
 from selfdistill.loss import objective
 from selfdistill.method import Method
-from selfdistill.scoring import CHUNK_ENTRIES, Order, Piece, Place, Reading, assemble, score, score_piece
+from selfdistill.scoring import Order, Piece, Place, Reading, assemble, score, score_piece
 from selfdistill.types import Batch
 
 Scorer = Callable[[Method, Piece, float, Product, Mapping[str, Product], Product | None], tuple[Tensor, Tensor]]
-BLOCK_ENTRIES = {"cpu": 2**21, "cuda": 2**25}
+SLAB_ENTRIES = {"cpu": 2**23, "cuda": 2**27}
+"""Logits of the student held at once, and as many of each view: fewer make products smaller and a trained head's gradient be added up more often."""
+BLOCK_ENTRIES = {"cpu": 2**20, "cuda": 2**25}
 """Logits scored and differentiated at once: on a CPU as many as stay in its cache from one elementwise pass to the next."""
 
 
@@ -53,7 +55,7 @@ def learn(
     device allows. Where a part looks along a rollout that has more tokens than a slab, chunks are scored instead, whose logits backward
     computes again.
     """
-    slab = slab or max(CHUNK_ENTRIES.get(hidden.device.type, CHUNK_ENTRIES["cpu"]) // head.vocab_size, 1)
+    slab = slab or max(SLAB_ENTRIES.get(hidden.device.type, SLAB_ENTRIES["cpu"]) // head.vocab_size, 1)
     scorer = _scorer(kernel, method, head, others=[r.head for r in (*readings.values(), initial) if r], device=hidden.device)
     entries = BLOCK_ENTRIES.get(hidden.device.type, BLOCK_ENTRIES["cpu"])
     block = min(slab, block or (slab if scorer is score_products else max(entries // head.vocab_size, 1)))

@@ -67,7 +67,7 @@ def assemble(
     if method.reads_peer and settings.peer is None and not paired:
         raise ValueError(NEEDS_PEER)
     task = task or load_task(settings.task)
-    reward = reward or (load_object(settings.reward) if settings.reward else None)
+    reward = reward or (load_object(settings.reward, setting="reward") if settings.reward else None)
     conversation = build_conversation(settings.eval.conversation)
     problems = worded(task, "train", settings)
     policy = policy or load_settings_policy(settings, setting=setting)

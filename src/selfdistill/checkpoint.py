@@ -55,7 +55,7 @@ def latest(*runs: Path) -> Path:
     """The newest checkpoint of the first run that all of them have. Raises ValueError where a run has nothing to resume from."""
     if not (names := shared(*runs)):
         named = " and ".join(map(str, runs))
-        raise ValueError(f"{named} has no complete checkpoint to resume from; remove it or choose another --output_dir (checkpoint_every sets how often)")
+        raise ValueError(f"{named} has no complete checkpoint; train it again into another --output_dir (checkpoint_every sets how often one is written)")
     return runs[0] / "checkpoints" / names[-1]
 
 

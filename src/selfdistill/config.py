@@ -241,6 +241,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(map(str, (first := error.errors()[0])["loc"]))
     if first["type"] == "extra_forbidden":
         return f"there is no key {where!r}{_suggestion(where, model)}"
+    if first["type"] == "missing":
+        return f"the key {where!r} is missing"
+    if first["type"] == "json_invalid":
+        return f"this is no whole JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
     return f"{where or 'settings'} = {first['input']!r}: {(said := first['msg'].removeprefix('Value error, '))[0].lower()}{said[1:]}"
 
 

@@ -131,6 +131,8 @@ def _resolve(path: str, setting: str) -> tuple[str, str | None]:
             raise ValueError(f"{setting} = {path!r} is not a file")
         return str(Path(path).expanduser().parent), Path(path).name
     folder = Path(path).expanduser()
+    if folder.is_file():
+        raise ValueError(f"{setting} = {path!r} is a file; give a run's or a model's folder, a hub id, {SHIPPED!r} or a .gguf file")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not folder.is_dir():
         near = nearest(folder.name, [other.name for other in folder.parent.glob("*") if other.is_dir()])

@@ -1,6 +1,7 @@
 """What the smaller commands do: names and paths in, a printed page or a folder out."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -78,6 +79,8 @@ def preview_recipe(recipe: str, *, overrides: Mapping[str, Any], problems: int) 
     """Both prompts of real problems and the alignment proof. Raises ValueError where training would be stopped."""
     from selfdistill.config import load_settings
 
+    if problems < 1:
+        raise ValueError(f"--problems {problems} shows nothing and proves nothing; give at least 1")
     # a mistyped key is told before the libraries load
     settings = load_settings(recipe, overrides)
     from selfdistill.api import SETTINGS, assemble, members
@@ -107,7 +110,12 @@ def _show_preview(parts: "Assembled", groups: "list[Group]") -> None:
 
 
 def sample_model(model: str, question: str, *, n: int, temperature: float, max_completion_length: int) -> None:
-    """Completions of one question, thinking as a run's own sampling does."""
+    """Completions of one question, thinking as a run's own sampling does. Raises ValueError on numbers that nothing can be sampled with."""
+    for name, given in (("n", n), ("max-completion-length", max_completion_length)):
+        if given < 1:
+            raise ValueError(f"--{name} {given} leaves nothing to sample; give at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"--temperature {temperature:g} cannot divide logits; give 0 for greedy decoding, or more")
     from selfdistill.config import read_settings
     from selfdistill.loading import load_policy
     from selfdistill.sampling.transformers import TransformersSampler

@@ -32,6 +32,9 @@ class Claims(_Command):
         from selfdistill.claims import VERDICTS, judge_claims, read_claims
         from selfdistill.cli.actions import out
 
+        if not self.runs:
+            # a ledger of nothing would be written over the one that is there
+            raise ValueError("there are no runs to judge the claims by; give folders of finished runs")
         found = judge_claims(read_claims(), measure(self.runs))
         write_whole(self.output, page(found, self.runs))
         for name, real in (("testbed", False), ("real models", True)):

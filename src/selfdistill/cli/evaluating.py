@@ -75,7 +75,7 @@ def measured(model: str, settings: Settings, *, setting: str) -> dict[str, Any]:
     problems = list(worded(task, "test", settings))[: settings.eval.num_problems]
     if not problems:
         raise ValueError(f"the test split of {settings.task.name!r} has 0 problems to evaluate on")
-    reward = load_object(settings.reward) if settings.reward else None
+    reward = load_object(settings.reward, setting="reward") if settings.reward else None
     own = Measurement(policy=policy, settings=settings, task=task, problems=problems, reward=reward, conversation=conversation)
     if found := own.kept():
         out.print(f"{model} was measured before: {own.cache}/{own.key}.json", style="dim")

@@ -4,6 +4,7 @@ import ast
 import shutil
 import textwrap
 from importlib.resources import files
+from itertools import takewhile
 
 from selfdistill.recipes import shipped
 
@@ -27,8 +28,15 @@ def list_methods() -> str:
 
 
 def list_recipes() -> str:
-    """Every shipped recipe by the name that commands take, with the line that its file opens with."""
-    return "\n".join(_wrapped(name, path.read_text().split("\n")[0].lstrip("# ")) for name, path in shipped().items())
+    """Every shipped recipe by the name that commands take, with the words that its file opens with, up to the line that ends a sentence."""
+    indent = max(map(len, shipped())) + 1
+    return "\n".join(_wrapped(name, _opening(path.read_text()), indent=indent) for name, path in shipped().items())
+
+
+def _opening(recipe: str) -> str:
+    comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), recipe.splitlines())]
+    end = next((i for i, line in enumerate(comment, start=1) if line.endswith(".")), len(comment))
+    return " ".join(comment[:end])
 
 
 def _listed(tree: ast.Module, name: str) -> list[str]:
@@ -47,6 +55,6 @@ def _first_line(node: ast.Module | ast.FunctionDef) -> str:
     return (ast.get_docstring(node) or "").split("\n")[0]
 
 
-def _wrapped(name: str, text: str) -> str:
+def _wrapped(name: str, text: str, *, indent: int = INDENT) -> str:
     width = min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
-    return textwrap.fill(text, max(width, 2 * INDENT), initial_indent=f"{name} ".ljust(INDENT), subsequent_indent=" " * INDENT)
+    return textwrap.fill(text, max(width, 2 * indent), initial_indent=f"{name} ".ljust(indent), subsequent_indent=" " * indent)

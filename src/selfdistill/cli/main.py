@@ -14,6 +14,7 @@ from selfdistill.cli import diagnostics as d
 from selfdistill.cli import probing as p
 from selfdistill.cli import report as r
 from selfdistill.cli.overrides import parse_overrides
+from selfdistill.cli.parsing import one_sentence
 from selfdistill.errors import interrupted, sentence
 from selfdistill.imports import nearest
 
@@ -89,11 +90,12 @@ def _parse(arguments: Sequence[str]) -> tuple[Any, list[str]]:
     arguments = arguments or ["--help"]
     # the named command alone: building the arguments of all of them takes longer than some of them run
     named = BY_NAME.get(arguments[0])
-    if named is None and not arguments[0].startswith("-"):
+    if named is None and not arguments[0].startswith(("-h", "--help", "--tyro-")):
         raise ValueError(f"there is no command {arguments[0]!r}{nearest(arguments[0], BY_NAME)}; selfdistill --help lists them")
     prog, rest = ("selfdistill", arguments) if named is None else (f"selfdistill {arguments[0]}", arguments[1:])
     try:
-        return tyro.cli(named or Command, prog=prog, description=None if named else DESCRIPTION, args=rest, return_unknown_args=True)
+        with one_sentence(prog):
+            return tyro.cli(named or Command, prog=prog, description=None if named else DESCRIPTION, args=rest, return_unknown_args=True)
     except SystemExit:
         if {"-h", "--help"} & set(arguments) and named and named.takes_settings:
             from rich.console import Console

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.cli.overrides import parse_overrides
-from selfdistill.config import keys, load_settings, make_settings, read_settings, save_settings
+from selfdistill.config import Settings, load_settings, make_settings, read_settings, save_settings
 from selfdistill.conversations import RawSharded
 from selfdistill.divergences import JSD
 from selfdistill.method import Method
@@ -15,6 +15,7 @@ from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd, sgsd, topd
 from selfdistill.policy_losses import ClippedRatio
 from selfdistill.recipes import read_recipe, shipped
 from selfdistill.rubrics import QuestionRubric
+from selfdistill.setting_names import keys
 from selfdistill.skills import WrittenLessons
 from selfdistill.teachers import EMA, External, Frozen, Live
 from selfdistill.writers import Checkpoint, Student, Teacher
@@ -54,7 +55,7 @@ def test_a_wrong_setting_is_one_sentence_with_the_nearest_name(data, said):
 
 
 def test_every_known_key_is_documented_and_found_again():
-    names = keys()
+    names = keys(Settings)
     assert all(info.description for info in names.values()), [name for name, info in names.items() if not info.description]
     assert {"model.lora.r", "optimizer.lr", "eval.at_end", "steps", "task.templates"} <= names.keys()
     page = (ROOT / "docs" / "recipes.md").read_text()

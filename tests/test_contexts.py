@@ -206,8 +206,15 @@ def test_shuffled_context_does_not_show_the_rollouts_own_feedback():
 
 
 def test_nobody_to_borrow_from_is_an_error_that_names_the_knob():
-    with pytest.raises(ValueError, match="prompts_per_step"):
-        LendGroups()([group(0.0)], tools_of(tiny_policy(), Method()))
+    for groups in ([group(0.0)], [group(0.0), group(1.0)]):
+        with pytest.raises(ValueError, match="prompts_per_step"):
+            LendGroups()(groups, tools_of(tiny_policy(), Method()))
+
+
+def test_a_problem_that_a_step_holds_twice_does_not_lend_to_itself():
+    """A batch larger than the data, or one over the end of an epoch, repeats problems."""
+    first, again, other = lent(group(0.0, name="own"), group(1.0, name="own"), group(0.0, name="other"))
+    assert first.donor is again.donor is other and other.donor is first
 
 
 def test_contexts_change_nothing_they_read():

@@ -45,3 +45,11 @@ def test_another_vocabulary_is_refused(tmp_path):
 def test_no_teacher_names_the_setting():
     with pytest.raises(ValueError, match=r"method\.teacher"):
         start_readers(replace(opd()), tiny_policy())
+
+
+def test_a_teacher_in_bfloat16_holds_nothing_in_fp32(tmp_path):
+    """The student's fp32 copy is for small updates, which a teacher that is never trained does not get."""
+    policy = tiny_policy()
+    policy.autocast_dtype = torch.bfloat16
+    with start_readers(opd(teacher=saved(tmp_path / "teacher")), policy)["teacher"].reading() as teacher:
+        assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16} and teacher.dtype == torch.bfloat16

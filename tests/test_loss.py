@@ -78,3 +78,13 @@ def test_a_method_without_a_loss_is_refused(coefficients):
 def test_a_loss_temperature_of_zero_is_refused():
     with pytest.raises(ValueError, match="loss_temperature"):
         Method(loss_temperature=0.0)
+
+
+def test_a_token_counts_once_however_many_teachers_read_it():
+    one, three = (batch_of(LENGTHS, teachers=k) for k in (1, 3))
+    entropy = torch.rand(11)
+    _, alone = objective(opsd(), signals_of(one, entropy=entropy))
+    _, shared = objective(opsd(), signals_of(three, entropy=entropy[three.student_token]))
+    assert {name: float(shared[name]) for name in ("tokens", "taught_tokens", "entropy")} == pytest.approx(
+        {name: float(alone[name]) for name in ("tokens", "taught_tokens", "entropy")}
+    )

@@ -275,3 +275,10 @@ def test_embeddings_ask_for_no_gradient_under_gradient_checkpointing():
         assert policy.base.get_input_embeddings()(torch.tensor([3])).requires_grad, "the hook that this is about"
     found = policy.embed([3, 1, 4])
     assert not found.requires_grad and torch.equal(found, plain)
+
+
+def test_a_sequence_beyond_the_models_positions_is_refused():
+    policy = tiny_policy()
+    policy.base.config.max_position_embeddings = 80
+    with pytest.raises(ValueError, match="has 90 tokens, above the model's 80 positions"):
+        policy.hidden(packed())

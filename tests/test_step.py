@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from stepping import NAMES, gradient_of, method_named, perturb, prepared, step
-from tiny_models import FAMILIES, full_logp, tiny_groups, tiny_policy
+from stepping import NAMES, ScriptedSampler, Words, gradient_of, method_named, perturb, prepared, step
+from tiny_models import FAMILIES, full_logp, tiny_groups, tiny_policy, tiny_problems
 
+from selfdistill.config import make_settings
 from selfdistill.methods import grpo, grpo_plus, hsd, opsd, purified_opsd, sdpo
 from selfdistill.packing import pack
 from selfdistill.reading import start_readers
 from selfdistill.samples import training_samples
+from selfdistill.trainer import Trainer
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,3 +174,21 @@ def test_bf16_is_near_fp32(make):
     assert loss16 == pytest.approx(loss, rel=0.05, abs=5e-3)
     assert torch.nn.functional.cosine_similarity(gradient, gradient16, dim=0) > 0.97
     assert signals.logp.dtype == signals.divergence.dtype == torch.float32, "softmax and sums are in fp32"
+
+
+def test_the_schedule_counts_steps_without_anything_to_learn():
+    """Runs of equal length end at equal rates, whether groups had contrast or not."""
+    policy = tiny_policy()
+    groups = tiny_groups(policy)
+    for rollout in (r for g in groups for r in g.rollouts):
+        rollout.reward = 0.0
+    trainer = Trainer(
+        policy=policy,
+        method=grpo(),
+        problems=tiny_problems(),
+        sampler=ScriptedSampler(),
+        grade=lambda groups: None,
+        task=Words(),
+        settings=make_settings({"steps": 4, "optimizer": {"lr": 1e-4, "schedule": "linear"}}, {}),
+    )
+    assert [trainer.learn(groups).metrics["lr"] for _ in range(4)] == pytest.approx([1e-4, 0.75e-4, 0.5e-4, 0.25e-4])

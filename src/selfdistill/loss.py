@@ -1,7 +1,7 @@
 """The objective: one expression over per-token signals, and the sums a step's metrics are made of."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from selfdistill.method import Method
@@ -16,7 +16,8 @@ def objective(method: Method, signals: TokenSignals) -> tuple[Float[Tensor, ""],
     rollouts: texts that the label term alone reads beside them do not count.
     """
     batch, sums = signals.batch, {}
-    counted = torch.ones_like(signals.logp) if method.labels is None else (batch.label_scale == 0)[batch.sample].float()
+    counted = _shares(batch.student_token, signals.logp)
+    counted = counted if method.labels is None else counted * (batch.label_scale == 0)[batch.sample]
     terms = []
     if method.distill_coef:
         terms.append(("distill", batch.distill_scale, method.token_weight(signals).detach() * signals.divergence))
@@ -34,6 +35,12 @@ def objective(method: Method, signals: TokenSignals) -> tuple[Float[Tensor, ""],
     return loss, {f"loss_{name}": part.detach() for name, part in parts.items()} | _sums(signals, counted) | sums
 
 
+def _shares(student_token: Int[Tensor, " tokens"], like: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    """1 / K where K teachers read the same token, so that it counts once."""
+    ones = torch.ones_like(like)
+    return 1 / torch.zeros_like(like).index_add(0, student_token, ones)[student_token]
+
+
 def _reported(part: object, signals: TokenSignals) -> dict[str, Float[Tensor, ""]]:
     """What a part has to say of itself, as totals and what they are to be divided by."""
     means = part.means(signals) if isinstance(part, Reporting) else {}
@@ -41,10 +48,10 @@ def _reported(part: object, signals: TokenSignals) -> dict[str, Float[Tensor, ""
 
 
 def _sums(signals: TokenSignals, counted: Float[Tensor, " tokens"]) -> dict[str, Float[Tensor, ""]]:
-    """Totals over the tokens that count, from which the step's means are taken."""
+    """Totals over the tokens that count, each once however many teachers read it, from which the step's means are taken."""
     values = {
         "tokens": torch.ones_like(signals.logp),
-        "taught_tokens": signals.taught,
+        "taught_tokens": signals.taught.float(),
         "entropy": signals.entropy,
         "target_entropy": signals.target_entropy,
         "divergence": signals.divergence,

@@ -49,7 +49,12 @@ class Policy(nn.Module):
             return fn(self.hidden(packed), self.head)
 
     def hidden(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
-        """Final-norm states at `packed.predicts`."""
+        """Final-norm states at `packed.predicts`. Raises ValueError on a sequence with more tokens than the model has positions."""
+        if self.max_length is not None and (longest := max(packed.lengths, default=0)) > self.max_length:
+            raise ValueError(
+                f"a prompt with its completion has {longest} tokens, above the model's {self.max_length} positions; where a teacher's prompt is what is "
+                f"long, shorten what it reads or lower sampling.max_completion_length"
+            )
         if self.layout == "packed":
             return self._packed(packed)
         return read_shared(self._backbone, self.base.config, packed) if self._shares and saves(packed) else read_rows(self._backbone, packed)

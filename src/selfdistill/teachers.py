@@ -79,7 +79,7 @@ class External:
 
         if not self.path:
             raise ValueError('this method needs a teacher model: set method.teacher = "External(path)" to a folder or hub id')
-        teacher = load_policy(self.path, dtype=str(policy.dtype).removeprefix("torch."), device=str(policy.device), setting="method.teacher")
+        teacher = load_policy(self.path, dtype=str(policy.dtype).removeprefix("torch."), device=str(policy.device), setting="method.teacher", trained=False)
         if teacher.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise ValueError(f"the teacher {self.path!r} has another vocabulary than the student; a teacher must score the student's own tokens")
         return _CopyReader(student=policy, teacher=teacher, rate=0.0, offload=offload)

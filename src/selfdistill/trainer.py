@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -104,7 +105,7 @@ class Trainer:
         if not batches:
             log.warning("step %d: no rollout has anything to learn from (no teacher and no advantage); weights stay as they are", self.steps_done + 1)
         lr = float(self.schedule.get_last_lr()[0])
-        updates = self._updates(batches, clock) if batches else {}
+        updates = self._updates(batches, clock) if batches else self._nothing()
         self.steps_done += 1
         with clock("step"):
             self.sampler.sync(self.policy, self.steps_done)
@@ -148,6 +149,15 @@ class Trainer:
                 sums |= self._apply()
             totals.update({name: float(value) for name, value in sums.items()})
         return {name: value / self.settings.updates_per_step for name, value in totals.items()}
+
+    def _nothing(self) -> dict[str, float]:
+        """A step without anything to learn: the schedule counts it, so that runs of equal length end at equal rates."""
+        with warnings.catch_warnings():
+            # torch warns of a schedule that goes on before its optimizer ever did
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(self.settings.updates_per_step):
+                self.schedule.step()
+        return {}
 
     def _apply(self) -> dict[str, float]:
         """One optimizer step, left out where the gradient is not finite; teachers follow."""

@@ -183,7 +183,7 @@ def decoding_with(
 def _loaded(path: str, *, dtype: str, device: str) -> "Policy":
     from selfdistill.loading import load_policy
 
-    return load_policy(path, dtype=dtype, device=device, setting="a writer's Checkpoint")
+    return load_policy(path, dtype=dtype, device=device, setting="a writer's Checkpoint", trained=False)
 
 
 def _replies(sampler: Sampler, chats: Sequence[Sequence[Message]]) -> list[str]:

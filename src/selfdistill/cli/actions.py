@@ -152,9 +152,9 @@ def pretrain_base(recipe: str, *, output_dir: str | None) -> None:
     """Raises ValueError on a setting the recipe gets wrong."""
     from pydantic import ValidationError
 
-    from selfdistill.config import explain
     from selfdistill.pretrain import PretrainSettings, pretrain
     from selfdistill.recipes import read_recipe
+    from selfdistill.setting_names import explain
 
     data = read_recipe(recipe) | ({"output_dir": output_dir} if output_dir else {})
     try:

@@ -1,4 +1,4 @@
-"""OPD that minds the teacher's entropy: EOPD (2603.07079), and reverse KL weighted by the teacher's confidence."""
+"""EOPD (2603.07079): OPD that also follows the teacher's distribution where the teacher is unsure."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""GRPO (2402.03300) and its relatives Dr. GRPO (2503.20783), DAPO (2503.14476) and GSPO (2507.18071)."""
+"""GRPO (2402.03300): a rollout's reward beside those of its group, under a clipped ratio; Dr. GRPO, DAPO and GSPO differ in a part each."""
 
 from dataclasses import replace
 

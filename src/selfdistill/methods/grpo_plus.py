@@ -1,4 +1,4 @@
-"""Outcome credit and a dense teacher in one loss, or in one credit."""
+"""GRPO with a method's own divergence beside it in one loss."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""RCSD (2606.19327): the model learns to write a problem's rubric, then to solve problems under a teacher that reads one."""
+"""RCSD (2606.19327): the teacher reads a rubric of the problem; a first stage teaches the model to write one."""
 
 from dataclasses import replace
 

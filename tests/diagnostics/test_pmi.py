@@ -41,5 +41,5 @@ def test_decomposition_of_frozen_views_and_a_student_that_moved():
 
 def test_a_method_without_the_reference_alone_is_refused_by_the_first_part():
     policy, part = tiny_policy(), decomposed(opsd())["total"]
-    with pytest.raises(ValueError, match="does not read the reference alone.*choose --method purified_opsd"):
+    with pytest.raises(ValueError, match=r"does not read the reference alone.*choose --method purified_opsd"):
         token_readings(tiny_groups(policy), policy=policy, readers=start_readers(part, policy), method=part, budget=300)

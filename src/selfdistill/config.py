@@ -241,11 +241,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(map(str, (first := error.errors()[0])["loc"]))
     if first["type"] == "extra_forbidden":
         return f"there is no key {where!r}{_suggestion(where, model)}"
-    if first["type"] == "missing":
-        return f"the key {where!r} is missing"
-    if first["type"] == "json_invalid":
-        return f"this is no whole JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
-    return f"{where or 'settings'} = {first['input']!r}: {(said := first['msg'].removeprefix('Value error, '))[0].lower()}{said[1:]}"
+    told = {"missing": f"the key {where!r} is missing", "json_invalid": f"this is no whole JSON ({first['msg'].removeprefix('Invalid JSON: ')})"}
+    return told.get(first["type"]) or f"{where or 'settings'} = {first['input']!r}: {(said := first['msg'].removeprefix('Value error, '))[0].lower()}{said[1:]}"
 
 
 def keys(model: type[BaseModel] = Settings) -> dict[str, FieldInfo]:
@@ -300,5 +297,4 @@ def _suggestion(where: str, model: type[BaseModel]) -> str:
 
 def _section(info: FieldInfo) -> type[BaseModel] | None:
     """The table a field holds, if it holds one."""
-    options = (info.annotation, *getattr(info.annotation, "__args__", ()))
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return next((o for o in (info.annotation, *getattr(info.annotation, "__args__", ())) if isinstance(o, type) and issubclass(o, BaseModel)), None)

@@ -3,9 +3,11 @@
 import sys
 
 import pytest
+from tiny_models import tiny_policy
 
 from selfdistill.cli import main
 from selfdistill.cli.parsing import one_sentence, told
+from selfdistill.loading import load_weights
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "200"])
@@ -83,3 +85,11 @@ def test_recipes_are_told_in_whole_sentences(capsys, monkeypatch):
     assert len({len(line) - len(line.split(" ", 1)[1].lstrip()) for line in starts}) == 1
     ends = [line for line, after in zip(lines, [*lines[1:], "x"], strict=True) if not after.startswith(" ")]
     assert [line for line in ends if not line.endswith(".")] == []
+
+
+def test_a_checkpoint_without_its_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no weights; choose another checkpoint"):
+        load_weights(tiny_policy(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"is not whole .*; choose another checkpoint"):
+        load_weights(tiny_policy(), tmp_path)

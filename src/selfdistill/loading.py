@@ -104,13 +104,18 @@ def save_policy(policy: Policy, folder: Path, *, merge: bool = False) -> None:
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Overwrites a policy's weights (or its adapter's) by those of a folder written by `save_policy`."""
+    """Overwrites a policy's weights (or its adapter's) by those of a folder written by `save_policy`. Raises ValueError where its files are gone or cut off."""
     if policy.lora:
         set_peft_model_state_dict(policy.model, load_peft_weights(str(folder), device=str(policy.device)))
         return
     weights: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(shard, device=str(policy.device))
+        try:
+            weights |= load_file(shard, device=str(policy.device))
+        except SafetensorError as error:
+            raise ValueError(f"{shard} is not whole ({_first_line(error)}); choose another checkpoint, or train the run again") from error
+    if not weights:
+        raise ValueError(f"{folder} holds no weights; choose another checkpoint, or train the run again")
     missing, unexpected = policy.model.load_state_dict(weights, strict=False)
     tied = set(policy.model.all_tied_weights_keys or ())
     assert not unexpected and set(missing) <= tied, (missing, unexpected)

@@ -6,7 +6,7 @@ from tiny_models import full_logp, tiny_groups, tiny_model, tiny_policy
 
 from selfdistill.diagnostics.pmi import decomposed, decomposition
 from selfdistill.diagnostics.readings import token_readings
-from selfdistill.methods import purified_opsd
+from selfdistill.methods import opsd, purified_opsd
 from selfdistill.reading import start_readers
 
 
@@ -37,3 +37,9 @@ def test_decomposition_of_frozen_views_and_a_student_that_moved():
     assert result.ratio == pytest.approx(result.reference / result.total)
     for value, part in ((result.cosine_reference, reference), (result.cosine_interaction, interaction)):
         assert value == pytest.approx(sum(float(cosine(d, e, dim=0)) for d, e in zip(total, part, strict=True)) / len(rows), abs=1e-3)
+
+
+def test_a_method_without_the_reference_alone_is_refused_by_the_first_part():
+    policy, part = tiny_policy(), decomposed(opsd())["total"]
+    with pytest.raises(ValueError, match=r"does not read the reference alone.*choose --method purified_opsd"):
+        token_readings(tiny_groups(policy), policy=policy, readers=start_readers(part, policy), method=part, budget=300)

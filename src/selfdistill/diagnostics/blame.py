@@ -90,7 +90,8 @@ def table(result: Blame) -> list[tuple[str, ...]]:
     rows = [(f"tokens under {result.method}", "number", "mean A, nats", "mean |A|", "share of |A|", "if even")]
     for p in result.places:
         low, high = p.share_ci95
-        rows.append((p.name, str(p.tokens), f"{p.mean:+.4f}", f"{p.magnitude:.4f}", f"{p.share:.1%} [{low:.1%}, {high:.1%}]", f"{p.even:.1%}"))
+        means = (f"{p.mean:+.4f}", f"{p.magnitude:.4f}") if p.tokens else ("", "")
+        rows.append((p.name, str(p.tokens), *means, f"{p.share:.1%} [{low:.1%}, {high:.1%}]", f"{p.even:.1%}"))
     low, high = result.failing_ci95
     return [*rows, ("the wrong step and after", "", "", "", f"{result.failing:.1%} [{low:.1%}, {high:.1%}]", "")]
 

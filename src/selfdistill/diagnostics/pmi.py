@@ -17,12 +17,17 @@ Array = numpy.ndarray
 
 @dataclass(frozen=True)
 class ViewOf:
-    """log-probs of one role, plus the student's minus another role's where one is given: target - student is then role - minus."""
+    """log-probs of one role, plus the student's minus another role's where one is given: target - student is then role - minus.
+
+    Raises ValueError where the method has no reading of the reference alone, before any part is read.
+    """
 
     role: str
     minus: str = "student"
 
     def __call__(self, views: Mapping[str, Float[Tensor, "tokens vocab"]]) -> Float[Tensor, "tokens vocab"]:
+        if "reference" not in views:
+            raise ValueError("this method does not read the reference alone, so there is nothing to decompose; choose --method purified_opsd")
         return views[self.role] if self.minus == "student" else views[self.role] - views[self.minus] + views["student"]
 
 

@@ -43,7 +43,7 @@ def method_of(settings):
         ({"output_dir": ""}, "output_dir = ''"),
         ({"steps": 0}, "steps = 0: input should be greater than or equal to 1"),
         ({"sampling": {"top_p": 1.5}}, "sampling.top_p = 1.5: input should be less than or equal to 1"),
-        ({"model": {"dtype": "fp8"}}, "model.dtype = 'fp8': input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"model": {"dtype": "fp8"}}, "model.dtype = 'fp8': input should be 'float32' or 'bfloat16'"),
         ({"trackers": ["tensorbord"]}, "'tensorboard', 'wandb' or 'trackio'"),
         ({"model": {"lora": 5}}, "model.lora = 5"),
     ],

@@ -87,7 +87,7 @@ def _places(reading: TokenReading, verdicts: Sequence[Verdict], decode: Callable
 
 
 def table(result: Blame) -> list[tuple[str, ...]]:
-    rows = [(f"tokens under {result.method}", "number", "mean A, nats", "mean |A|", "share of |A|", "if even")]
+    rows: list[tuple[str, ...]] = [(f"tokens under {result.method}", "number", "mean A, nats", "mean |A|", "share of |A|", "if even")]
     for p in result.places:
         low, high = p.share_ci95
         means = (f"{p.mean:+.4f}", f"{p.magnitude:.4f}") if p.tokens else ("", "")

@@ -76,7 +76,7 @@ def _seedless(value: Any, seed: int) -> Any:
     """An argument without the seed in the path of its teacher."""
     if not isinstance(value, str) or not value.startswith("External("):
         return value
-    return re.sub(r"[^/\"']+", lambda part: _seed_of(seed).sub(r"\1SEED", part[0]), value)
+    return re.sub(r"[^/\"']+", lambda part: _seed_of(seed).sub(r"\1SEED", part[0]), value.replace("'", '"'))
 
 
 def uncontrolled(method: MethodSettings) -> MethodSettings | None:

@@ -1,7 +1,7 @@
-"""Hidden states to TokenSignals, a few positions at a time: the only module that ever holds [tokens vocab].
+"""Hidden states to TokenSignals, a few positions at a time: with kernels/, which trains, the only code that ever holds [tokens vocab].
 
 The student's head product is computed once per student token however many teachers read it. Logits of a chunk live only while
-it is scored; backward computes them again.
+it is scored; backward of `score` computes them again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,11 @@ from selfdistill.types import Batch, TokenSignals
 
 CHUNK_ENTRIES = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at once. 2**24 are 64 MiB in fp32: glibc gives blocks above 32 MiB back at once, smaller ones fragment its heap."""
+
+
+def rows_held(entries: Mapping[str, int], device: torch.device, vocab_size: int) -> int:
+    """How many rows of logits a device's number of entries allows, at least one; a device that is not named is taken for a CPU."""
+    return max(entries.get(device.type, entries["cpu"]) // vocab_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ def score(
 
     chunk: student tokens scored at once; None takes what CHUNK_ENTRIES allows.
     """
-    size = chunk or max(CHUNK_ENTRIES.get(hidden.device.type, CHUNK_ENTRIES["cpu"]) // head.vocab_size, 1)
+    size = chunk or rows_held(CHUNK_ENTRIES, hidden.device, head.vocab_size)
     order = Order.of(batch, students=len(hidden), readings=bool(readings))
     edges = [*range(0, len(hidden), size), len(hidden)]
     at_student, at_taught = [], []

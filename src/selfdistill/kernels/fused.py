@@ -18,7 +18,7 @@ from selfdistill.heads import Head, Product
 from selfdistill.kernels.triton_scoring import score_products, supported
 from selfdistill.loss import objective
 from selfdistill.method import Method
-from selfdistill.scoring import Order, Piece, Place, Reading, assemble, score, score_piece
+from selfdistill.scoring import Order, Piece, Place, Reading, assemble, rows_held, score, score_piece
 from selfdistill.types import Batch
 
 Scorer = Callable[[Method, Piece, float, Product, Mapping[str, Product], Product | None], tuple[Tensor, Tensor]]
@@ -55,10 +55,9 @@ def learn(
     device allows. Where a part looks along a rollout that has more tokens than a slab, chunks are scored instead, whose logits backward
     computes again.
     """
-    slab = slab or max(SLAB_ENTRIES.get(hidden.device.type, SLAB_ENTRIES["cpu"]) // head.vocab_size, 1)
+    slab = slab or rows_held(SLAB_ENTRIES, hidden.device, head.vocab_size)
     scorer = _scorer(kernel, method, head, others=[r.head for r in (*readings.values(), initial) if r], device=hidden.device)
-    entries = BLOCK_ENTRIES.get(hidden.device.type, BLOCK_ENTRIES["cpu"])
-    block = min(slab, block or (slab if scorer is score_products else max(entries // head.vocab_size, 1)))
+    block = min(slab, block or (slab if scorer is score_products else rows_held(BLOCK_ENTRIES, hidden.device, head.vocab_size)))
     edges = list(range(0, len(hidden), block)) if method.pointwise else _between_rollouts(batch, len(hidden), block)
     edges.append(len(hidden))
     if max(b - a for a, b in pairwise(edges)) > slab:
@@ -89,7 +88,7 @@ class _Sweep:
     ) -> None:
         self.method, self.order, self.scorer, self.hidden, self.head = method, order, scorer, hidden, head
         # roles that one model reads share its head
-        heads = {id(h): h.cast() for h in (head, *(r.head for r in (*readings.values(), *([initial] if initial else ()))))}
+        heads = {id(h): h.cast() for h in (head, *(r.head for r in (*readings.values(), initial) if r))}
         self.own = heads[id(head)]
         self.readings = {role: replace(r, head=heads[id(r.head)]) for role, r in readings.items()}
         self.initial = initial and replace(initial, head=heads[id(initial.head)])

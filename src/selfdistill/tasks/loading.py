@@ -11,6 +11,7 @@ from selfdistill.config import TaskSettings
 from selfdistill.imports import load_object, nearest
 from selfdistill.tasks import Task
 from selfdistill.tasks.arithmetic import Arithmetic
+from selfdistill.tasks.chain_sum import ChainSum
 from selfdistill.tasks.files import FORMATS, Dataset
 from selfdistill.tasks.reasoning_gym import ReasoningGym
 
@@ -23,10 +24,11 @@ def load_task(settings: TaskSettings) -> Task:
     if name == "arithmetic":
         return _build(Arithmetic, arguments, name)
     if name.partition(":")[0] == "reasoning_gym":
+        generator = name.partition(":")[2]
         known = inspect.signature(ReasoningGym).parameters
         own = {k: v for k, v in arguments.items() if k in known}
         knobs = {k: v for k, v in arguments.items() if k not in known}
-        return _build(ReasoningGym, own | {"generator": name.partition(":")[2], "knobs": knobs}, name)
+        return _build(ChainSum if generator == "chain_sum" else ReasoningGym, own | {"generator": generator, "knobs": knobs}, name)
     if ":" in name and Path(name).suffix not in FORMATS:
         return _users(load_object(name), arguments, name)
     if "/" not in name and not Path(name).exists() and (near := nearest(name, BUILT_IN)):

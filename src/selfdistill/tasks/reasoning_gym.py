@@ -154,10 +154,10 @@ def _solution(generator: str, entry: Entry) -> str:
     worked = entry["metadata"].get("answer_cot")
     if worked:
         return re.sub(r"\n*####\s*.*$", f"\nAnswer: {entry['answer']}", str(worked))
-    return _running_sums(entry["metadata"]["expression"]) if generator == "chain_sum" else ""
+    return running_sums(entry["metadata"]["expression"]) if generator == "chain_sum" else ""
 
 
-def _running_sums(expression: str) -> str:
+def running_sums(expression: str) -> str:
     """A line a sum, then the answer: "3 + 4 - 2" gives "3 + 4 = 7", "7 - 2 = 5", "Answer: 5"."""
     first, *rest = expression.split()
     total, lines = int(first), []

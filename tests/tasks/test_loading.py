@@ -9,9 +9,9 @@ import pytest
 
 from selfdistill.config import TaskSettings
 from selfdistill.tasks.arithmetic import Arithmetic
+from selfdistill.tasks.chain_sum import ChainSum
 from selfdistill.tasks.files import Dataset
 from selfdistill.tasks.loading import load_task
-from selfdistill.tasks.reasoning_gym import ReasoningGym
 
 MINE = """
 from selfdistill import Problem
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_built_in_tasks_take_their_knobs() -> None:
     assert load_task(TaskSettings(name="arithmetic", operations=3)) == Arithmetic(operations=3)
     task = load_task(TaskSettings(name="reasoning_gym:chain_sum", max_terms=3, num_train=7))
-    assert task == ReasoningGym(generator="chain_sum", knobs={"max_terms": 3}, num_train=7)
+    assert task == ChainSum(generator="chain_sum", knobs={"max_terms": 3}, num_train=7)
 
 
 def test_a_file_is_a_dataset() -> None:

@@ -1,14 +1,17 @@
 """The step against itself and against a plain loop: packing, chunks and micro-batches change nothing; untaught rollouts cost nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from stepping import NAMES, ScriptedSampler, Words, gradient_of, method_named, perturb, prepared, step
 from tiny_models import FAMILIES, full_logp, tiny_groups, tiny_policy, tiny_problems
 
 from selfdistill.config import make_settings
+from selfdistill.loss import objective
 from selfdistill.methods import grpo, grpo_plus, hsd, opsd, purified_opsd, sdpo
 from selfdistill.packing import pack
-from selfdistill.reading import start_readers
+from selfdistill.reading import read, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.trainer import Trainer
 
@@ -182,13 +185,56 @@ def test_the_schedule_counts_steps_without_anything_to_learn():
     groups = tiny_groups(policy)
     for rollout in (r for g in groups for r in g.rollouts):
         rollout.reward = 0.0
-    trainer = Trainer(
+    trainer = trainer_of(policy, {"steps": 4, "optimizer": {"lr": 1e-4, "schedule": "linear"}})
+    assert [trainer.learn(groups).metrics["lr"] for _ in range(4)] == pytest.approx([1e-4, 0.75e-4, 0.5e-4, 0.25e-4])
+
+
+def trainer_of(policy, settings):
+    return Trainer(
         policy=policy,
         method=grpo(),
         problems=tiny_problems(),
         sampler=ScriptedSampler(),
         grade=lambda groups: None,
         task=Words(),
-        settings=make_settings({"steps": 4, "optimizer": {"lr": 1e-4, "schedule": "linear"}}, {}),
+        settings=make_settings(settings, {}),
     )
-    assert [trainer.learn(groups).metrics["lr"] for _ in range(4)] == pytest.approx([1e-4, 0.75e-4, 0.5e-4, 0.25e-4])
+
+
+RATE = 0.5
+STEEP = {"optimizer": {"name": "torch.optim:SGD", "lr": RATE, "max_grad_norm": 0}}
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_mini_batches_are_updates_that_clip_against_the_steps_beginning(passes):
+    """Each part is averaged by itself, and its old log-probs are those from before any part was learned from."""
+    policy, byhand = tiny_policy(), tiny_policy()
+    groups = tiny_groups(policy)
+    found = trainer_of(policy, STEEP | {"mini_batches": 2, "updates_per_step": passes, "steps": 1}).learn(groups).metrics
+
+    readers, parts = start_readers(grpo(), byhand), []
+    for part in (groups[0::2], groups[1::2]):
+        (batch,) = pack(training_samples(part, grpo(), encode=byhand.chat.encode), 10**6)
+        parts.append(replace(batch, proximal_logp=read(byhand, readers, grpo(), batch).policy_logp.detach()))
+    losses, clipped, tokens = [], 0.0, 0
+    for batch in parts * passes:
+        byhand.zero_grad()
+        loss, sums = objective(grpo(), read(byhand, readers, grpo(), batch))
+        loss.backward()
+        losses.append(float(loss.detach()))
+        clipped, tokens = clipped + float(sums["clipped"]), tokens + len(batch.token)
+        with torch.no_grad():
+            for p in byhand.parameters():
+                p -= RATE * (0 if p.grad is None else p.grad)
+    for one, other in zip(policy.parameters(), byhand.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert found["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert found["clip_share"] == pytest.approx(clipped / tokens) and clipped > 0
+    assert found["trained_tokens"] == tokens / passes
+
+
+def test_the_schedule_counts_every_mini_batch():
+    policy = tiny_policy()
+    trainer = trainer_of(policy, {"steps": 2, "mini_batches": 2, "optimizer": {"lr": 1e-4, "schedule": "linear"}})
+    assert [trainer.learn(tiny_groups(policy)).metrics["lr"] for _ in range(2)] == pytest.approx([1e-4, 0.5e-4])
+    assert trainer.schedule.get_last_lr() == pytest.approx([0.0])

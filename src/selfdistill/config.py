@@ -185,6 +185,8 @@ class Settings(Section):
     """Problems a step; each gets sampling.num_generations rollouts."""
     updates_per_step: int = Field(default=1, ge=1)
     """Optimizer steps on the same rollouts; later ones clip against the first."""
+    mini_batches: int = Field(default=1, ge=1)
+    """Parts of a step's problems, an optimizer step each; all but the first clip against the weights that the step began with."""
     tokens_per_batch: int = Field(default=16384, ge=1)
     """Tokens of a micro-batch over all views, padding included: the memory knob."""
     seed: int = 0
@@ -201,6 +203,14 @@ class Settings(Section):
     """Prints a completion each that many steps; 0: never."""
     profile: bool = False
     """Times the run's second step by part and traces its third into profile/."""
+
+    @field_validator("mini_batches")
+    @classmethod
+    def _a_problem_each(cls, value: int, info: Any) -> int:
+        """A part without a problem has nothing to learn from."""
+        if value > (prompts := info.data.get("prompts_per_step", value)):
+            raise ValueError(f"must not exceed prompts_per_step = {prompts}; lower it, or raise prompts_per_step")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -46,6 +46,12 @@ def learn_from(policy: Policy, readers: Readers, method: Method, batch: Batch, *
     return policy(partial(_apply, learn, method, batch, *_read_views(readers, batch), **sizes), batch.student)
 
 
+@torch.no_grad()
+def policy_logp(policy: Policy, method: Method, batch: Batch) -> torch.Tensor:
+    """log pi(y_t) of every token under the student as it is, without a teacher: what later updates on a batch clip against."""
+    return policy(partial(_apply, score, method, batch, {}, None), batch.student).policy_logp
+
+
 def _apply(
     fn: Callable[..., T],
     method: Method,

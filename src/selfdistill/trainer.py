@@ -18,7 +18,7 @@ from selfdistill.metrics import rollout_metrics, token_metrics
 from selfdistill.models import Policy
 from selfdistill.optimizers import make_optimizer, make_schedule
 from selfdistill.packing import pack
-from selfdistill.reading import learn_from, score_groups, start_readers
+from selfdistill.reading import learn_from, policy_logp, score_groups, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling import Sampler
 from selfdistill.sources import Request
@@ -27,6 +27,8 @@ from selfdistill.tools import Scored, Tools
 from selfdistill.types import Batch, Group, Problem, TrainingSample
 
 log = logging.getLogger(__name__)
+APPLIED = ("grad_norm", "skipped_updates")
+"""What is reported of an optimizer step."""
 PHASES = ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")
 
 
@@ -61,7 +63,7 @@ class Trainer:
         self.stream = ProblemStream(problems, seed=settings.seed)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, settings.optimizer)
-        self.schedule = make_schedule(self.optimizer, settings.optimizer, updates=settings.steps * settings.updates_per_step)
+        self.schedule = make_schedule(self.optimizer, settings.optimizer, updates=settings.steps * self.updates)
         self.steps_done = 0
         self.watch: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self.clock = _Clock(self.watch)
@@ -99,17 +101,19 @@ class Trainer:
         """The step's end: what the annotated groups teach, packed, scored and followed."""
         clock = self.clock
         with clock("teach"):
-            samples = training_samples(groups, self.method, encode=self.policy.chat.encode)
+            n = self.settings.mini_batches
+            parts = [training_samples(groups[i::n], self.method, encode=self.policy.chat.encode) for i in range(n)]
+            samples = [sample for part in parts for sample in part]
         with clock("pack"):
-            batches = [b.to(self.policy.device) for b in pack(samples, self.settings.tokens_per_batch)]
-        if not batches:
+            batches = [[b.to(self.policy.device) for b in pack(part, self.settings.tokens_per_batch)] for part in parts]
+        if not any(batches):
             log.warning("step %d: no rollout has anything to learn from (no teacher and no advantage); weights stay as they are", self.steps_done + 1)
         lr = float(self.schedule.get_last_lr()[0])
-        updates = self._updates(batches, clock) if batches else self._nothing()
+        updates = self._updates(batches, clock)
         self.steps_done += 1
         with clock("step"):
             self.sampler.sync(self.policy, self.steps_done)
-        applied = {n: v for n, v in updates.items() if n in ("grad_norm", "skipped_updates")}
+        applied = {n: v for n, v in updates.items() if n in APPLIED}
         metrics: dict[str, float] = rollout_metrics(groups, samples) | token_metrics(updates) | applied | self.tools.metrics
         metrics |= {"lr": lr, "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
         return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
@@ -130,33 +134,47 @@ class Trainer:
     def _score(self, groups: list[Group]) -> list[Scored]:
         return score_groups(groups, policy=self.policy, readers=self.readers, method=self.method, budget=self.settings.tokens_per_batch)
 
-    def _updates(self, batches: list[Batch], clock: "_Clock") -> dict[str, float]:
-        """Optimizer steps on the same rollouts; later ones clip against the log-probs that the first one saw."""
+    @property
+    def updates(self) -> int:
+        """Optimizer steps a step."""
+        return self.settings.updates_per_step * self.settings.mini_batches
+
+    def _updates(self, parts: list[list[Batch]], clock: "_Clock") -> dict[str, float]:
+        """Optimizer steps on the same rollouts, one a part; all but the first clip against the log-probs that the step began with."""
         self.policy.train()
+        with clock("score"):
+            # the first part needs them from its second update on, and that pass of its own is one before any update
+            for part in parts[1:]:
+                part[:] = [replace(batch, proximal_logp=policy_logp(self.policy, self.method, batch)) for batch in part]
         totals: Counter[str] = Counter()
-        for update in range(self.settings.updates_per_step):
-            sums: dict[str, Any] = defaultdict(float)
-            for i, batch in enumerate(batches):
-                with clock("score"):
-                    learned = learn_from(self.policy, self.readers, self.method, batch)
-                with clock("objective"):
-                    learned.loss.backward()
-                if update == 0 and self.settings.updates_per_step > 1:
-                    batches[i] = replace(batch, proximal_logp=learned.policy_logp)
-                for name, value in learned.sums.items():
-                    sums[name] = sums[name] + value
-            with clock("step"):
-                sums |= self._apply()
-            totals.update({name: float(value) for name, value in sums.items()})
-        return {name: value / self.settings.updates_per_step for name, value in totals.items()}
+        for _ in range(self.settings.updates_per_step):
+            for part in parts:
+                totals.update(self._update(part, clock) if part else self._nothing())
+        passes, steps = self.settings.updates_per_step, self.settings.updates_per_step * max(sum(map(bool, parts)), 1)
+        # sums over tokens cover the parts together, the rest is one number an optimizer step
+        return {name: value / (steps if name.startswith(("loss_", *APPLIED)) else passes) for name, value in totals.items()}
+
+    def _update(self, batches: list[Batch], clock: "_Clock") -> dict[str, float]:
+        sums: dict[str, Any] = defaultdict(float)
+        for i, batch in enumerate(batches):
+            with clock("score"):
+                learned = learn_from(self.policy, self.readers, self.method, batch)
+            with clock("objective"):
+                learned.loss.backward()
+            if batch.proximal_logp is None and self.settings.updates_per_step > 1:
+                batches[i] = replace(batch, proximal_logp=learned.policy_logp)
+            for name, value in learned.sums.items():
+                sums[name] = sums[name] + value
+        with clock("step"):
+            sums |= self._apply()
+        return {name: float(value) for name, value in sums.items()}
 
     def _nothing(self) -> dict[str, float]:
-        """A step without anything to learn: the schedule counts it, so that runs of equal length end at equal rates."""
+        """An update without anything to learn: the schedule counts it, so that runs of equal length end at equal rates."""
         with warnings.catch_warnings():
             # torch warns of a schedule that goes on before its optimizer ever did
             warnings.simplefilter("ignore", UserWarning)
-            for _ in range(self.settings.updates_per_step):
-                self.schedule.step()
+            self.schedule.step()
         return {}
 
     def _apply(self) -> dict[str, float]:

@@ -64,6 +64,7 @@ def flags(name: str, recipe: Mapping[str, Any], model: str) -> dict[str, Any]:
         "eval.every": 0,
     }
     found |= {"steps": 1, "prompts_per_step": 2, "sampling.max_completion_length": LENGTH, "output_dir": RUNS / name}
+    found |= {"mini_batches": min(recipe.get("mini_batches", 1), 2)} | ({"task.test_split": "none"} if "test_split" in recipe["task"] else {})
     found["sampling.num_generations"] = min(recipe["sampling"]["num_generations"], 2)
     method = recipe["method"] if isinstance(recipe["method"], dict) else {}
     for key, value in method.items():
@@ -78,6 +79,7 @@ def _local(value: Any, model: str) -> Any:
         return value
     if value.startswith("External"):
         value = f"External({str(teacher_folder() if model == MODEL else model)!r})"
+    value = re.sub(r"SentenceTransformer\('[^']*'\)", "StudentStates()", value)
     value = re.sub(r"Checkpoint\('[^']*'", f"Checkpoint({str(RUNS / 'rcsd_writer' / 'checkpoints' / 'step_000001')!r}", value)
     return re.sub(r"max_completion_length=\d+", f"max_completion_length={WRITER_LENGTH}", value)
 

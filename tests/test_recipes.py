@@ -8,8 +8,8 @@ import pytest
 
 from selfdistill.config import load_settings, make_settings, read_settings, save_settings
 from selfdistill.method import diff
-from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, rlsd, sdpo_trust_region
+from selfdistill.method_names import build_method, functions_of
+from selfdistill.methods import METHODS, gspo, rlsd, sdpo_trust_region
 from selfdistill.policy_losses import ClippedRatio
 from selfdistill.recipes import read_recipe, shipped
 from selfdistill.reductions import TokenMean
@@ -119,6 +119,47 @@ def test_what_a_paper_takes_from_another_is_taken_whole(one, other):
         assert load_settings(one).sampling == load_settings(other).sampling
 
 
+@pytest.mark.parametrize(
+    ("name", "rollouts", "updates"),
+    [("dapo", 512, 16), ("dr_grpo", 128, 8), ("opd", 32, 4), ("eopd", 32, 4), ("exprl", 180, 2), ("grpo_deepseekmath", 1024, 1), ("exprl_stage2", 512, 1)],
+)
+def test_an_update_has_as_many_rollouts_as_published(name, rollouts, updates):
+    """2503.14476 section 4.1, 2503.20783's code, 2603.07079 table 9, 2606.17024's code, 2402.03300 section 4.2."""
+    found = load_settings(name)
+    assert found.prompts_per_step * found.sampling.num_generations == rollouts * updates
+    assert found.mini_batches * found.updates_per_step == updates
+
+
+def test_dapo_holds_what_its_paper_ran():
+    """2503.14476, section 4.1: lr 1e-6, clip 0.2 / 0.28, 16,384 tokens and 4,096 at a falling reward, a warm-up over 20 steps."""
+    found = load_settings("dapo")
+    method = method_of(found)
+    (overlong,) = method.feedback
+    assert (found.optimizer.lr, method.policy_loss, found.optimizer.warmup_steps) == (1e-6, ClippedRatio(0.2, 0.28), 20 * found.mini_batches)
+    assert (overlong.limit - overlong.buffer, overlong.buffer, method.reference_coef) == (16384, 4096, 0.0)
+
+
+def test_gspo_clips_four_mini_batches_as_published():
+    found = load_settings("gspo")
+    assert found.mini_batches == 4 and method_of(found) == gspo()
+    assert (gspo().policy_loss.clip_low, gspo().policy_loss.clip_high) == (3e-4, 4e-4)
+
+
+@pytest.mark.parametrize(("stage", "before"), [("topd", "topd_warm_start"), ("exprl_stage2", "exprl"), ("rcsd", "rcsd_writer")])
+def test_a_second_stage_begins_with_what_the_first_leaves_behind(stage, before):
+    first = load_settings(before)
+    last = f"{first.output_dir}/checkpoints/step_{first.steps:06d}"
+    settings = load_settings(stage)
+    assert last == settings.model.path or f"Checkpoint('{last}'" in settings.method.arguments["rubrics"]
+    assert settings.model.path != last or not settings.model.lora, "what the first trained is trained on"
+
+
+def test_eopd_is_its_baseline_and_the_gate():
+    found, base = load_settings("eopd"), load_settings("opd")
+    assert found.model_dump(exclude={"method", "output_dir"}) == base.model_dump(exclude={"method", "output_dir"})
+    assert diff(method_of(found), method_of(base)).keys() == {"divergence", "distill_coef", "token_weight"}
+
+
 def test_hsd_is_measured_as_published():
     found = load_settings("hsd").eval
     assert (found.num_samples, found.temperature, found.top_p, found.max_completion_length) == (16, 1.0, 0.95, 4096)
@@ -128,8 +169,8 @@ def test_hsd_is_measured_as_published():
 def test_a_papers_recipe_writes_out_defaults_and_says_where_they_are_from(name):
     """Arguments that are numbers are in the recipe, so that a changed default does not change a published setting."""
     settings = load_settings(name)
-    function = next(f for f in METHODS if f.__name__ == settings.method.name)
-    numbers = {k for k, p in inspect.signature(function).parameters.items() if type(p.default) in (int, float) and k not in UNPUBLISHED}
+    parameters = [item for function in functions_of(settings.method.name) for item in inspect.signature(function).parameters.items()]
+    numbers = {k for k, p in parameters if type(p.default) in (int, float) and k not in UNPUBLISHED}
     assert numbers <= settings.method.arguments.keys(), name
     assert shipped()[name].read_text().startswith("# ")
 

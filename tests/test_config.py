@@ -14,6 +14,7 @@ from selfdistill.method_names import PARTS, build_conversation, build_method
 from selfdistill.methods import WRAPPERS, grpo_plus, hsd, opsd, rcsd, sgsd, topd
 from selfdistill.policy_losses import ClippedRatio
 from selfdistill.recipes import read_recipe, shipped
+from selfdistill.retrieval import Nearest, SentenceTransformer
 from selfdistill.rubrics import QuestionRubric
 from selfdistill.setting_names import keys
 from selfdistill.skills import WrittenLessons
@@ -150,7 +151,8 @@ def test_recipes_hold_the_papers_settings():
     skilled = load_settings("sgsd")
     assert (skilled.optimizer.lr, skilled.prompts_per_step, skilled.sampling.num_generations, skilled.steps) == (5e-6, 16, 1, 200)
     assert (skilled.model.lora.r, skilled.model.lora.alpha, skilled.sampling.thinking, method_of(skilled).context.thinking) == (64, 128, False, True)
-    assert method_of(skilled) == sgsd(extractor=WrittenLessons(Student(max_completion_length=4096)))
+    embedded = Nearest(SentenceTransformer("Qwen/Qwen3-Embedding-0.6B"))
+    assert method_of(skilled) == sgsd(extractor=WrittenLessons(Student(max_completion_length=4096)), retrieval=embedded)
     assert (load_settings("sdpo").optimizer.lr, load_settings("sdft").optimizer.lr) == (1e-5, 2e-5)
     told = load_settings("ccopd")
     assert (told.optimizer.lr, told.model.lora.r, told.model.lora.alpha) == (3e-5, 16, 32)

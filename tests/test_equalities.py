@@ -15,7 +15,7 @@ from selfdistill.heads import Head
 from selfdistill.loss import objective
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, grpo, grpo_plus, hsd, opd, opsd, purified_opsd, pw_opsd, rcsd, sdft, sdpo, sdpo_trust_region
+from selfdistill.methods import METHODS, grpo, grpo_plus, hsd, opd, opsd, purified_opsd, pw_opsd, rcsd, sdft, sdpo, sdpo_trust_region, step_critique
 from selfdistill.policy_losses import ClippedRatio, SequenceRatio
 from selfdistill.reductions import SequenceMean
 from selfdistill.sources import OnPolicy
@@ -73,6 +73,19 @@ def test_rcsd_whose_rubric_is_the_reference_is_opsd_at_its_temperature():
             group.problem = replace(group.problem, templates={**group.problem.templates, "rubric": same})
 
     agree(rcsd(top_k=10**6), replace(opsd(), loss_temperature=1.2), change=show)
+
+
+def test_a_critique_that_is_the_reference_is_opsd():
+    """In the same words: what is read is all that differs."""
+
+    def show(groups):
+        for group in groups:
+            same = group.problem.templates["solution"].replace("{solution}", "{critique}")
+            group.problem = replace(group.problem, templates={**group.problem.templates, "critique": same})
+            for rollout in group.rollouts:
+                rollout.feedback["critique"] = group.problem.solution
+
+    agree(step_critique(), opsd(), change=show, exact=True)
 
 
 class TeacherIsReference:

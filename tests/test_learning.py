@@ -23,7 +23,7 @@ from selfdistill.loading import save_policy
 from selfdistill.lockstep import introduce, lockstep
 from selfdistill.method import Method
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, grpo_plus, hsd, opsd, pw_opsd, rcsd, shuffled_context
+from selfdistill.methods import METHODS, grpo_plus, hsd, opsd, pw_opsd, rcsd, shuffled_context, step_critique
 from selfdistill.models import Policy
 from selfdistill.skills import TaskLessons
 from selfdistill.sources import Sharded
@@ -210,7 +210,7 @@ def method_named(name: str, better: str) -> Method:
         return rcsd(clip=WIDE.clip)
     method = build_method(name, EXACT.get(name, {}), max_completion_length=5)
     method = replace(method, teacher=External(better)) if isinstance(method.teacher, External) else method
-    return replace(method, divergence=WIDE) if name in (opsd.__name__, pw_opsd.__name__) else method
+    return replace(method, divergence=WIDE) if name in (opsd.__name__, pw_opsd.__name__, step_critique.__name__) else method
 
 
 def test_base_knows_but_errs_and_copies_what_it_is_shown():

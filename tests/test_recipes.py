@@ -7,12 +7,13 @@ import math
 import pytest
 
 from selfdistill.config import load_settings, make_settings, read_settings, save_settings
+from selfdistill.divergences import ForwardKL
 from selfdistill.method import diff
 from selfdistill.method_names import build_method
-from selfdistill.methods import METHODS, rlsd, sdpo_trust_region
+from selfdistill.methods import METHODS, purified_opsd, rlsd, sdpo_trust_region
 from selfdistill.policy_losses import ClippedRatio
 from selfdistill.recipes import read_recipe, shipped
-from selfdistill.reductions import TokenMean
+from selfdistill.reductions import SequenceMean, TokenMean
 
 UNPUBLISHED = {"breaks_every", "control_share", "controls"}
 
@@ -117,6 +118,13 @@ def test_what_a_paper_takes_from_another_is_taken_whole(one, other):
     assert load_settings(one).optimizer == load_settings(other).optimizer
     if one != "opcod":
         assert load_settings(one).sampling == load_settings(other).sampling
+
+
+def test_the_testbeds_recipes_hold_what_its_published_figures_were_trained_with():
+    """Where the default is another paper's."""
+    critique, purified = method_of(load_settings("testbed/step_critique")), method_of(load_settings("testbed/purified_opsd"))
+    assert (critique.divergence, critique.loss_temperature, critique.reduction) == (ForwardKL(), 1.0, TokenMean())
+    assert purified.reduction == SequenceMean() and diff(purified, purified_opsd()).keys() == {"reduction"}
 
 
 def test_hsd_is_measured_as_published():

@@ -1,13 +1,16 @@
 """Purified OPSD: the target is the base view moved by what question and reference say together."""
 
+import pytest
 import torch
 from scene import Scene, jsd
 
 from selfdistill.methods import purified_opsd
+from selfdistill.reductions import SequenceMean, TokenMean
 
 
-def test_equation():
-    scene = Scene(purified_opsd(clip=2.0, beta=0.5))
+@pytest.mark.parametrize("reduction", [TokenMean(), SequenceMean()])
+def test_equation(reduction):
+    scene = Scene(purified_opsd(clip=2.0, beta=0.5, reduction=reduction))
     per_rollout = []
     for rollout, group in scene.rollouts():
         student = scene.student(rollout, 1.1)
@@ -15,8 +18,10 @@ def test_equation():
         gain = t - r
         gain = gain - gain.mean(-1, keepdim=True)
         target = (b + 2.0 * torch.tanh(gain / 2.0) / 0.5).log_softmax(-1)
-        per_rollout.append(torch.stack([jsd(s, q) for s, q in zip(student, target, strict=True)]).mean())
-    scene.check(torch.stack(per_rollout).mean())
+        per_rollout.append(torch.stack([jsd(s, q) for s, q in zip(student, target, strict=True)]))
+    by_token, by_rollout = torch.cat(per_rollout).mean(), torch.stack([own.mean() for own in per_rollout]).mean()
+    assert by_token != by_rollout
+    scene.check(by_token if reduction == TokenMean() else by_rollout)
 
 
 def test_base_view_is_the_student_at_the_start():

@@ -1,24 +1,27 @@
 """Step-aligned critique: the frozen teacher reads this very rollout, mended from its first error on."""
 
+import math
 from dataclasses import replace
 
+import pytest
 import torch
-from scene import Scene, kl
+from scene import Scene
 from stepping import prepared, tools_of
 
 from selfdistill.critics import TaskChecker
-from selfdistill.method import diff
+from selfdistill.divergences import ForwardKL
 from selfdistill.methods import opsd, shuffled_context, step_critique
 
 
-def test_equation():
-    """mean_t KL(T_0(. | q, critique, y_<t) || S(. | q, y_<t)) over all tokens of the step, no clip, temperature 1."""
-    scene = Scene(step_critique(critic=TaskChecker()))
+@pytest.mark.parametrize(("clip", "temperature"), [(math.inf, 1.0), (0.05, 1.1)])
+def test_equation(clip, temperature):
+    """mean_t KL(T_0(. | q, critique, y_<t) || S(. | q, y_<t)) over all tokens of the step, by itself and under OPSD's clip and temperature."""
+    scene = Scene(step_critique(critic=TaskChecker(), clip=clip, loss_temperature=temperature))
     prepared(scene.method, scene.groups, scene.policy)
     terms = []
     for rollout, group in scene.rollouts():
-        student, teacher = scene.student(rollout), scene.view(rollout, group, "teacher").detach()
-        terms += [kl(teacher[t], student[t]) for t in range(len(rollout.completion_ids))]
+        student, teacher = scene.student(rollout, temperature), scene.view(rollout, group, "teacher", temperature).detach()
+        terms += [(t.exp() * (t - s)).clamp(max=clip).sum() for s, t in zip(student, teacher, strict=True)]
     scene.check(torch.stack(terms).mean())
 
 
@@ -51,5 +54,7 @@ def test_the_shuffled_control_reads_another_problems_critique():
     assert shown == f"{own.problem.prompt} w48 {other.rollouts[0].feedback['critique']}"
 
 
-def test_it_differs_from_opsd_in_what_is_read_and_in_the_clip():
-    assert set(diff(step_critique(), replace(opsd(), loss_temperature=1.0))) == {"feedback", "context", "divergence"}
+def test_where_the_paper_is_silent_it_is_opsd():
+    written = step_critique(clip=0.2)
+    assert replace(written, feedback=(), context=opsd().context) == opsd(clip=0.2)
+    assert step_critique(clip=math.inf, loss_temperature=1.0).divergence == ForwardKL()

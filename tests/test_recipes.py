@@ -120,9 +120,10 @@ def test_what_a_paper_takes_from_another_is_taken_whole(one, other):
         assert load_settings(one).sampling == load_settings(other).sampling
 
 
-def test_the_testbeds_recipes_hold_what_its_published_figures_were_trained_with():
+@pytest.mark.parametrize("place", ["testbed", "smollm2"])
+def test_recipes_that_were_run_hold_what_they_trained(place):
     """Where the default is another paper's."""
-    critique, purified = method_of(load_settings("testbed/step_critique")), method_of(load_settings("testbed/purified_opsd"))
+    critique, purified = (method_of(load_settings(f"{place}/{name}")) for name in ("step_critique", "purified_opsd"))
     assert (critique.divergence, critique.loss_temperature, critique.reduction) == (ForwardKL(), 1.0, TokenMean())
     assert purified.reduction == SequenceMean() and diff(purified, purified_opsd()).keys() == {"reduction"}
 

@@ -250,6 +250,11 @@ def test_methods_and_describe_print_what_a_method_is(capsys):
     main(["describe", "pw_opsd", "--vs", "opsd"])
     shown = capsys.readouterr().out
     assert "PositionSigmoid" in shown and "SequenceMean" in shown and "divergence" not in shown
+    main(["describe", "opcod", "--vs", "sdpo"])
+    parts, besides = capsys.readouterr().out.split("besides")
+    assert "PeerFeedback" in parts and "BreakRates" not in parts and "measures" in besides and "BreakRates" in besides
+    main(["describe", "hsd", "--vs", "hsd"])
+    assert capsys.readouterr().out == "hsd and hsd do not differ\n"
     main(["describe", "grpo_plus(sdpo)"])
     shown = " ".join(capsys.readouterr().out.split())
     for words in ("grpo_plus: GRPO + distill_coef x", "sdpo: JSD(0.5) over", "TopKTail", "--method.distill_coef 0.1", "--method.context Privileged("):

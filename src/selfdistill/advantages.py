@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from selfdistill.divergences import Divergence, ReverseKL
 from selfdistill.types import TokenSignals
 
 Advantage = Callable[[Float[Tensor, " group"]], Float[Tensor, " group"]]
@@ -30,7 +31,8 @@ class Credit(Protocol):
     """TokenSignals -> [tokens], what the policy gradient multiplies. It says what it reads, so that rows without signal are skipped.
 
     One that reads numbers a feedback stage wrote names them as `reads_annotation`. One that is a product with the advantage, hence 0
-    wherever that is, whatever else it reads, says `scales_advantage = True`.
+    wherever that is, whatever else it reads, says `scales_advantage = True`. One whose policy gradient, in expectation over the student's
+    own tokens, descends a divergence names it as `estimates`.
     """
 
     reads_teacher: ClassVar[bool]
@@ -58,6 +60,7 @@ class TeacherCredit:
 
     reads_teacher: ClassVar[bool] = True
     reads_advantage: ClassVar[bool] = False
+    estimates: ClassVar[Divergence] = ReverseKL()
     pointwise: ClassVar[bool] = True
 
     def __call__(self, signals: TokenSignals) -> Float[Tensor, " tokens"]:

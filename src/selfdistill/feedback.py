@@ -24,7 +24,7 @@ from selfdistill.writers import Writer
 log = logging.getLogger(__name__)
 
 Feedback = Callable[[list[Group], Tools], None]
-"""(groups, tools) -> None; the tools serve stages that let a model write or read, or that remember."""
+"""(groups, tools) -> None; the tools serve stages that let a model write or read, or that remember. One that writes metrics alone says `measures = True`."""
 
 
 @dataclass(frozen=True)

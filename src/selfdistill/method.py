@@ -5,7 +5,7 @@ Parts are frozen dataclasses with `__call__`, so a method prints, pickles, compa
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from selfdistill.advantages import Advantage, Credit, GroupRelative, OutcomeCredit
@@ -85,10 +85,57 @@ def describe(method: Method) -> dict[str, str]:
 
 
 def diff(one: Method, other: Method) -> dict[str, tuple[str, str]]:
-    """The fields in which two methods differ, as (one, other); parts that neither's loss reads are no difference."""
+    """The fields in which two methods differ, as (one, other), as far as they optimise something else; `besides` has the rest.
+
+    Parts that neither's loss reads are no difference, nor is a coefficient of 1 beside 0 where a part of that term says the same. A credit that estimates
+    the gradient of the other's divergence counts as that divergence, unless nothing else differs.
+    """
+    return _different(*_in_full(one, other)) or _different(one, other)
+
+
+def besides(one: Method, other: Method) -> dict[str, tuple[str, str]]:
+    """What differs and is no other objective: stages that only measure, and one gradient in full or estimated from the sampled tokens."""
+    measured = tuple(", ".join(text_of(stage) for stage in method.feedback if _measures(stage)) or UNUSED for method in (one, other))
+    found = {"measures, trains nothing": (measured[0], measured[1])} if measured[0] != measured[1] else {}
+    whole = _in_full(one, other)
+    if whole != (one, other) and _different(*whole):
+        terms = [text_of(method.divergence if method.distill_coef else method.credit) for method in (one, other)]
+        found["the same gradient in expectation"] = (terms[0], terms[1])
+    return found
+
+
+COEFFICIENTS = {"divergence": "distill_coef", "credit": "policy_coef", "labels": "label_coef"}
+"""By a part that one term alone reads: the coefficient of that term."""
+
+
+def _different(one: Method, other: Method) -> dict[str, tuple[str, str]]:
+    """The fields whose text differs, without those that only measure and coefficients that say what a part already does."""
+    one, other = (replace(method, feedback=tuple(stage for stage in method.feedback if not _measures(stage))) for method in (one, other))
     left, right, written = describe(one), describe(other), _written(other)
     different = (name for name, text in _written(one).items() if text != written[name])
-    return {name: (left[name], right[name]) for name in different if (left[name], right[name]) != (UNUSED, UNUSED)}
+    found = {name: (left[name], right[name]) for name in different if (left[name], right[name]) != (UNUSED, UNUSED)}
+    for part, coefficient in COEFFICIENTS.items():
+        if UNUSED in found.get(part, ()) and {getattr(one, coefficient), getattr(other, coefficient)} == {0, 1}:
+            del found[coefficient]
+    return found
+
+
+def _in_full(one: Method, other: Method) -> tuple[Method, Method]:
+    """Both methods; where just one of them estimates the gradient of the other's divergence, with that divergence in its credit's place."""
+    whole = tuple(_with_divergence(method) for method in (one, other))
+    alone = (whole[0] == one) != (whole[1] == other)
+    return (whole[0], whole[1]) if alone and whole[0].divergence == whole[1].divergence else (one, other)
+
+
+def _with_divergence(method: Method) -> Method:
+    estimated: Divergence | None = getattr(method.credit, "estimates", None)
+    if estimated is None or not method.policy_coef or method.distill_coef:
+        return method
+    return replace(method, divergence=estimated, token_weight=Uniform(), distill_coef=method.policy_coef, policy_coef=0.0)
+
+
+def _measures(stage: Feedback) -> bool:
+    return getattr(stage, "measures", False)
 
 
 def _inside(value: Any) -> Iterator[Any]:

@@ -126,6 +126,7 @@ class BreakRates:
     feedback: PeerFeedback
     every: int = 10
     """Steps; 0: never."""
+    measures: ClassVar[bool] = True
 
     def __call__(self, groups: list[Group], tools: Tools) -> None:
         version = max((r.policy_version for g in groups for r in g.rollouts), default=0)

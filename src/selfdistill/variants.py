@@ -15,6 +15,13 @@ JUDGED = (
     ({"judge": "ModelJudge(truth=(Answer(),))"}, "The judge is shown the answer without its working."),
     ({"reference_coef": 0}, "Nothing holds the student near its start."),
 )
+DECIDED: Mapping[str, frozenset[str]] = {
+    "hsd": frozenset({"loss_temperature"}),
+    "ccopd": frozenset({"loss_temperature"}),
+    "purified_opsd": frozenset({"reduction"}),
+    "step_critique": frozenset({"divergence", "loss_temperature"}),
+}
+"""By method: fields in which it differs from its relatives by a decision of ours, its paper being silent."""
 ABLATIONS: Mapping[str, tuple[tuple[Mapping[str, Any], str], ...]] = {
     "dapo": (({"tries": 1}, "Groups of equal rewards are dropped, and none drawn in their place."),),
     "gkd": (
@@ -92,6 +99,13 @@ class Variant(NamedTuple):
     """The flags that make it, to be copied behind a command."""
     why: str
     method: Method
+
+
+def apart(one: Method, other: Method, names: tuple[str, str]) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
+    """The differences of two methods of these names that their papers claim, and those that were decided here."""
+    decided = {part for name in names for function in functions_of(name) for part in DECIDED.get(getattr(function, "__name__", name), ())}
+    found = diff(one, other)
+    return {part: texts for part, texts in found.items() if part not in decided}, {part: texts for part, texts in found.items() if part in decided}
 
 
 def controls_of(name: str) -> list[Variant]:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from selfdistill.api import Assembled
+    from selfdistill.method import Method
     from selfdistill.types import Group
 
 out = Console(highlight=False, soft_wrap=True)
@@ -22,13 +23,12 @@ LISTED = 100
 
 def describe_method(name: str, *, vs: str | None) -> None:
     """What a method is in a sentence, its parts and its arguments; or the differing parts side by side."""
-    from selfdistill.method import describe, diff
+    from selfdistill.method import describe
     from selfdistill.method_names import arguments_of, build_method, functions_of
 
     method = build_method(name, {}, max_completion_length=1024)
     if vs is not None:
-        other = build_method(vs, {}, max_completion_length=1024)
-        out.print(_columns(("part", name, vs), [(part, *texts) for part, texts in diff(method, other).items()]))
+        _compare(method, build_method(vs, {}, max_completion_length=1024), (name, vs))
         return
     for function in functions_of(name):
         said = ": ".join(filter(None, (getattr(function, "__name__", name), _first_line(function))))
@@ -38,6 +38,19 @@ def describe_method(name: str, *, vs: str | None) -> None:
     if arguments := arguments_of(name):
         out.print()
         out.print(_columns(("argument", "default"), [(f"--method.{key}", text) for key, text in arguments.items()]))
+
+
+def _compare(one: "Method", other: "Method", names: tuple[str, str]) -> None:
+    """The parts that differ, and under them what differs without being another objective."""
+    from selfdistill.method import besides
+    from selfdistill.variants import apart
+
+    claimed, decided = apart(one, other, names)
+    found = {"part": claimed, "decided here, where its paper is silent": decided, "besides": besides(one, other)}
+    if not any(found.values()):
+        out.print(f"{escape(names[0])} and {escape(names[1])} do not differ")
+    for i, (title, rows) in enumerate((title, rows) for title, rows in found.items() if rows):
+        out.print(*([""] if i else []), _columns((title, *names), [(part, *texts) for part, texts in rows.items()]), sep="\n")
 
 
 def _columns(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

@@ -16,7 +16,8 @@ from selfdistill.writers import Writer
 def rcsd_writer() -> Method:
     """RCSD's stage 1, the writer of rubrics: L = mean_t KL(T_0(. | q, reference, r^_<t) || S(. | q, r^_<t)), r^ ~ S(. | q, asked for one).
 
-    Temperature 1.2. [open] no entry clip and the full vocabulary, as in the formula; thinking as in stage 2; unparsable rubrics are taught too.
+    The formula's KL: no entry clip, the full vocabulary (the released code has stage 2 alone). [open] temperature 1.2 and thinking as in stage 2;
+    unparsable rubrics are taught too.
     """
     context = Privileged((SolutionForRubric(),), thinking=True)
     return replace(opsd(), source=AskForRubrics(), context=context, divergence=ForwardKL(), loss_temperature=1.2)

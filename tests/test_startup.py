@@ -106,4 +106,5 @@ def test_every_argument_has_a_name_and_a_line_of_help(capsys, command):
     shown = capsys.readouterr().out.partition("\nsettings, as --key value")[0]
     assert left.value.code == 0 and shown.startswith(f"usage: selfdistill {command} [-h]")
     assert not re.search(r"│ \[*(STR|PATH|INT)\b", shown), "a positional argument is named by its type"
+    assert "None}" not in shown, "an option that may be left out reads as if none were a value of it"
     assert not re.search(r"│ (-\S+ \S+)? *\((default|required)", shown), "an option says nothing but its default"

@@ -14,7 +14,7 @@ from selfdistill.cli import diagnostics as d
 from selfdistill.cli import probing as p
 from selfdistill.cli import report as r
 from selfdistill.cli.overrides import parse_overrides
-from selfdistill.cli.parsing import one_sentence
+from selfdistill.cli.parsing import one_sentence, refuse_twice
 from selfdistill.errors import interrupted, sentence
 from selfdistill.imports import nearest
 
@@ -93,9 +93,12 @@ def _parse(arguments: Sequence[str]) -> tuple[Any, list[str]]:
     if named is None and not arguments[0].startswith(("-h", "--help", "--tyro-")):
         raise ValueError(f"there is no command {arguments[0]!r}{nearest(arguments[0], BY_NAME)}; selfdistill --help lists them")
     prog, rest = ("selfdistill", arguments) if named is None else (f"selfdistill {arguments[0]}", arguments[1:])
+    refuse_twice(rest, prog=prog)
+    # none is what stands where an option is left out; none of them takes it as a value
+    config = (tyro.conf.DisallowNone,)
     try:
         with one_sentence(prog):
-            return tyro.cli(named or Command, prog=prog, description=None if named else DESCRIPTION, args=rest, return_unknown_args=True)
+            return tyro.cli(named or Command, prog=prog, description=None if named else DESCRIPTION, args=rest, return_unknown_args=True, config=config)
     except SystemExit:
         if {"-h", "--help"} & set(arguments) and named and named.takes_settings:
             from rich.console import Console

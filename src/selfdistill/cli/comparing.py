@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from selfdistill.atomic import write_whole
+from selfdistill.atomic import require_writable, write_whole
 from selfdistill.compare import Entry, Trained, reference_of, side_by_side
 from selfdistill.config import MethodSettings, Settings, load_settings, read_settings
 from selfdistill.imports import nearest
@@ -105,6 +105,7 @@ def compare_methods(
     groups = with_peers(group(own, given))
     if reference is not None:
         _require_row(groups, reference)
+    require_writable(output, setting="--output")
     # read before anything is trained, which may take hours
     done = {folder: finished(folder) for folder in models(map(Path, (*folders, *null_folders)))}
     jobs_to_do = [*planned, *by_hand]

@@ -99,6 +99,11 @@ def test_without_a_command_the_commands_are_shown():
     assert "Start with: selfdistill train quickstart" in python("from selfdistill.cli import main; main([])").stdout
 
 
+def test_the_version_is_told(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"selfdistill {selfdistill.__version__}\n"
+
+
 @pytest.mark.parametrize("command", BY_NAME)
 def test_every_argument_has_a_name_and_a_line_of_help(capsys, command):
     with pytest.raises(SystemExit) as left:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from selfdistill import __version__
 from selfdistill.cli import blame as b
 from selfdistill.cli import claims as k
 from selfdistill.cli import commands as c
@@ -53,10 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"selfdistill {__version__}")
+        return
     command: Any = None
     overrides: dict[str, Any] = {}
     try:
-        command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+        command, rest = _parse(arguments)
         if rest and not command.takes_settings:
             raise ValueError(f"unexpected argument {rest[0]}; see selfdistill {type(command).__name__.lower()} --help")
         overrides = parse_overrides(rest)

@@ -24,6 +24,7 @@ from selfdistill.evaluate import Evaluation
 from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, WRAPPERS
 
+DIAGNOSTICS = ("credit", "blame", "gap", "markers", "leakage", "pmi", "transport", "viability", "judge")
 RECIPE = """
 method = "hsd"
 task = "data.jsonl"
@@ -182,7 +183,7 @@ def test_the_exported_model_is_the_trained_one(trained, here, capsys):
     name = "model.layers.0.mlp.up_proj.weight"
     assert weights[name].equal(last[name]) and not weights[name].equal(base[name])
     capsys.readouterr()
-    assert "out is not empty" in refused(capsys, ["export", str(run), "--output", "out"])
+    assert "--output = 'out' is not empty" in refused(capsys, ["export", str(run), "--output", "out"])
 
 
 def test_eval_measures_a_run_under_its_own_settings(trained, here, capsys):
@@ -347,6 +348,37 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
 def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, said):
     assert said in refused(capsys, ["train", "recipe.toml", *arguments])
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["eval", "RUN", "--output", "folder"], "--output = 'folder' is a folder; give the name of a file"),
+        (
+            ["eval", "tiny", "--leaderboard", "file/x.json"],
+            "--leaderboard = 'file/x.json' cannot be written, HERE/file: Not a directory; choose another --leaderboard",
+        ),
+        (["eval", "tiny", "--output", "/dev/null"], "--output = '/dev/null' is no ordinary file"),
+        (["eval", "RUN", "--eval.num_problems", "2", "--eval.cache", "file"], "eval.cache = 'file' cannot be written, HERE/file: Not a directory"),
+        (["compare", "recipe.toml", "--output", "file/x"], "--output = 'file/x' cannot be written"),
+        (["claims", "RUN", "--output", "folder"], "--output = 'folder' is a folder"),
+        (["report", "RUN", "--output", "folder"], "--output = 'folder' is a folder"),
+        (["report", "RUN", "--watch", "--output", "file/page.html"], "--output = 'file/page.html' cannot be written"),
+        (["export", "RUN", "--output", "file"], "--output = 'file' cannot be written, HERE/file: Not a directory; choose another --output"),
+        (["export", "RUN", "--output", "."], "--output = '.' is not empty, or where you are; name a new folder"),
+        (["pretrain", "tiny_base", "--output-dir", "file"], "output_dir = 'file' cannot be written"),
+        *(([name, "RUN", "--output", "file"], "--output = 'file' cannot be written, HERE/file: Not a directory") for name in DIAGNOSTICS),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_written_is_told_before_the_work(trained, here, capsys, monkeypatch, arguments, said):
+    (here / "file").write_text("kept")
+    (here / "folder").mkdir()
+    if "--eval.cache" not in arguments:
+        monkeypatch.setattr("selfdistill.loading._load_model", lambda *_: pytest.fail("a model was loaded"))
+    before = sorted(path.name for path in here.iterdir())
+    assert said.replace("HERE", str(here)) in refused(capsys, [str(trained[0]) if a == "RUN" else a for a in arguments])
+    assert sorted(path.name for path in here.iterdir()) == before and (here / "file").read_text() == "kept" and not any((here / "folder").iterdir())
 
 
 def test_bad_input_of_the_other_commands(here, capsys):

@@ -112,6 +112,8 @@ def test_what_cannot_be_compared_is_one_sentence(compared, here, capsys, tmp_pat
     assert "--steps is a setting of runs to be trained" in refused(capsys, ["compare", "out/own/0", "--steps", "3"])
     assert "out/own/0 holds a run with other settings (steps)" in refused(capsys, ["compare", "own.toml", "--output", "out", "--steps", "3"])
     assert "eval.at_end = false" in refused(capsys, ["compare", "own.toml", "--output", "x", "--eval.at_end", "false"])
+    for what in (["own.toml", "--output", "x"], ["out/own/0", "out/own.null/0"]):
+        assert "--reference 'opds' is no row of this table; give one of own, or a" in refused(capsys, ["compare", *what, "--reference", "opds"])
     assert "--jobs -1 trains nothing" in refused(capsys, ["compare", "own.toml", "--jobs", "-1"])
     assert "--seed 4 would be the same for every run" in refused(capsys, ["compare", "own.toml", "--seed", "4"])
     (tmp_path / "own.toml").write_text(SHORT.replace("recipe.toml", str(here / "recipe.toml")))

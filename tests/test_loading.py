@@ -2,8 +2,16 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +21,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
+import selfdistill
 from selfdistill.loading import Lora, load_policy, load_weights, save_policy
 
 IDS = torch.tensor([[2, 9, 17, 40, 1, 3, 20]])
@@ -196,6 +205,69 @@ def test_a_folder_without_a_tokenizer(folder):
         load_policy(str(folder))
 
 
+def test_a_folder_without_a_model_names_what_is_missing(folder, tmp_path):
+    def refused(path, **options):
+        with pytest.raises(ValueError) as error:
+            load_policy(str(path), **options)
+        return str(error.value)
+
+    (tmp_path / "empty").mkdir()
+    said = f"--vs = '{tmp_path / 'empty'}' does not hold a model: it lacks config.json and weights such as model.safetensors; give the folder that"
+    assert said in refused(tmp_path / "empty", setting="--vs")
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    assert "does not hold a model: it lacks config.json and weights" in refused(tmp_path / "tokenizer")
+    save_policy(load_policy(str(folder), lora=Lora(r=2)), tmp_path / "adapter")
+    (folder / "model.safetensors").unlink()
+    assert "does not hold a model: it lacks weights such as model.safetensors" in refused(folder)
+    assert "in its adapter_config.json base_model_name_or_path = " in refused(tmp_path / "adapter") and "weights such as" in refused(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    assert "does not hold the adapter's weights: it lacks adapter_model.safetensors" in refused(tmp_path / "adapter")
+    (tmp_path / "empty" / "checkpoints" / "step_000003").mkdir(parents=True)
+    assert refused(tmp_path / "empty").endswith(f"; give '{tmp_path}/empty/checkpoints/step_000003'")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the hub says of models that are not there, hidden, not open: status and code by the owner's name. One it hangs up on, of the rest it fails."""
+
+    ANSWERS: ClassVar = {"nobody": (404, "RepoNotFound"), "hidden": (401, "RepoNotFound"), "gated": (403, "GatedRepo"), "stranger": (401, "GatedRepo")}
+
+    def do_HEAD(self):
+        owner = self.path.split("/")[1]
+        if owner == "silent":
+            return
+        status, code = self.ANSWERS.get(owner, (500, ""))
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format, *args):
+        """Not on the test's stderr."""
+
+
+def test_what_the_hub_says_is_one_sentence():
+    """Asked for real, of a server on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "import sys\nfrom selfdistill.loading import load_tokenizer\nfor name in sys.argv[1:]:\n"
+        "    try: load_tokenizer(name + '/model', setting='MODEL')\n    except ValueError as error: print(error)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+    environment |= {"PYTHONPATH": str(Path(selfdistill.__file__).parents[1]), "NO_PROXY": "127.0.0.1"}
+    names = [*Hub.ANSWERS, "broken", "silent"]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, env=environment, check=True)
+    server.shutdown()
+    server.server_close()
+    absent = "is neither a folder here nor a model on the hub; a private one needs: hf auth login"
+    gated = "is gated on the hub; ask for access on its page, then log in with: hf auth login"
+    said = dict(zip(names, done.stdout.splitlines(), strict=True))
+    for name, words in {"nobody": absent, "hidden": absent, "gated": gated, "stranger": gated}.items():
+        assert said[name] == f"MODEL = '{name}/model' {words}"
+    assert re.match(r"MODEL = 'broken/model' is not a folder here, and the hub answers with an error \(.*500", said["broken"])
+    assert re.fullmatch(r"MODEL = 'silent/model' is not a folder here, and the hub does not answer \(.+\)", said["silent"])
+
+
 def test_a_tokenizer_without_a_chat_template(folder):
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template"):
@@ -237,7 +309,7 @@ def test_an_adapter_whose_base_is_gone(folder, tmp_path):
     with pytest.raises(ValueError, match=r"leave out \[model\.lora\]"):
         load_policy(str(tmp_path / "adapter"), lora=Lora(r=2))
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"adapts '.*model', which is not here"):
+    with pytest.raises(ValueError, match=r"adapter' is an adapter, and in its adapter_config\.json base_model_name_or_path = '.*model' is not a folder"):
         load_policy(str(tmp_path / "adapter"))
 
 

@@ -9,6 +9,8 @@ from selfdistill.cli import main
 from selfdistill.cli.parsing import one_sentence, told
 from selfdistill.loading import load_weights
 
+LAST = "of which only the last would count; give it once, as selfdistill"
+
 
 @pytest.mark.parametrize("columns", ["40", "80", "200"])
 @pytest.mark.parametrize(
@@ -18,7 +20,7 @@ from selfdistill.loading import load_weights
         ("train --resume", "RECIPE is missing; see selfdistill train --help"),
         ("sample tiny x --n many", "--n takes INT, not 'many'; see selfdistill sample --help"),
         ("sample tiny x --n", "--n is given without a value; see selfdistill sample --help"),
-        ("compare hsd --jobs x", "--jobs takes {None}|INT, not 'x'; see selfdistill compare --help"),
+        ("compare hsd --jobs x", "--jobs takes INT, not 'x'; see selfdistill compare --help"),
         ("credit RUN --steps 1 last", "--steps takes [INT [INT ...]], not '1', 'last'; see selfdistill credit --help"),
         ("credit RUN --align foo", "--align takes one of 'shown', 'nearest', not 'foo'; see selfdistill credit --help"),
         ("sample tiny hello world", "unexpected argument world; see selfdistill sample --help"),
@@ -28,6 +30,10 @@ from selfdistill.loading import load_weights
         ("sample tiny x --temperature -1", "--temperature -1 cannot divide logits; give 0 for greedy decoding, or more"),
         ("sample tiny x --temperature nan", "--temperature nan cannot divide logits; give 0 for greedy decoding, or more"),
         ("preview quickstart --problems 0", "--problems 0 shows nothing and proves nothing; give at least 1"),
+        ("train quickstart --steps 1 --steps 2", f"--steps is given twice, {LAST} train --help shows"),
+        ("compare x --null a --null=b", f"--null is given twice, {LAST} compare --help shows"),
+        ("compare --controls --no-controls x", f"--controls and --no-controls are one key, {LAST} compare --help shows"),
+        ("train quickstart --output_dir a --output-dir b", f"--output_dir and --output-dir are one key, {LAST} train --help shows"),
         ("claims", "there are no runs to judge the claims by; give folders of finished runs"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from selfdistill.cli.main import BY_NAME, main
 from selfdistill.methods import METHODS, WRAPPERS
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(selfdistill.__file__).parents[1])}
+INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
 STOPPED = """
-import importlib.abc, sys
+import importlib.abc, os, signal, sys
 
 class Stops(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -23,9 +25,18 @@ class Stops(importlib.abc.MetaPathFinder):
             {raised}
 
 sys.meta_path.insert(0, Stops())
-from selfdistill.cli import main
-main({arguments!r})
+sys.argv[1:] = {arguments!r}
+from selfdistill.__main__ import main
+main()
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interrupts():
+    """Heard by the processes started here: a test runner in the background ignores them, and so would they."""
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, own)
 
 
 def python(code, **options):
@@ -59,17 +70,24 @@ def test_methods_fit_the_terminal_and_keep_their_order(columns):
 @pytest.mark.parametrize(
     ("name", "raised", "arguments"),
     [
-        ("tyro", "raise KeyboardInterrupt", ["--help"]),
-        ("tyro.conf", "raise RuntimeError('Error calling __set_name__') from KeyboardInterrupt()", ["--help"]),
+        ("selfdistill.cli", INTERRUPT, ["--help"]),
+        ("selfdistill.errors", INTERRUPT, ["--help"]),
+        ("tyro", f"{INTERRUPT}; raise ImportError('half a module')", ["--help"]),
         ("torch", "raise KeyboardInterrupt", ["describe", "hsd"]),
         ("selfdistill.runner", "raise ImportError('half a module') from KeyboardInterrupt()", ["train", "quickstart", "--output_dir", "/nowhere/run"]),
     ],
-    ids=["first import", "inside a class", "torch", "training"],
+    ids=["first import", "own modules", "a library's", "torch", "training"],
 )
 def test_ctrl_c_while_libraries_load_is_quiet(name, raised, arguments):
     done = python(STOPPED.format(name=name, raised=raised, arguments=arguments))
     said = {"describe": "interrupted", "train": "interrupted; nothing was written yet"}.get(arguments[0], "")
     assert (done.returncode, done.stderr.strip()) == (130, said)
+
+
+def test_ctrl_c_stays_ignored_where_a_shell_ignores_it():
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + STOPPED.format(name="tyro", raised=INTERRUPT, arguments=["recipes"])
+    done = python(ignoring)
+    assert done.returncode == 0 and "quickstart" in done.stdout, done.stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
@@ -81,6 +99,11 @@ def test_without_a_command_the_commands_are_shown():
     assert "Start with: selfdistill train quickstart" in python("from selfdistill.cli import main; main([])").stdout
 
 
+def test_the_version_is_told(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"selfdistill {selfdistill.__version__}\n"
+
+
 @pytest.mark.parametrize("command", BY_NAME)
 def test_every_argument_has_a_name_and_a_line_of_help(capsys, command):
     with pytest.raises(SystemExit) as left:
@@ -88,4 +111,5 @@ def test_every_argument_has_a_name_and_a_line_of_help(capsys, command):
     shown = capsys.readouterr().out.partition("\nsettings, as --key value")[0]
     assert left.value.code == 0 and shown.startswith(f"usage: selfdistill {command} [-h]")
     assert not re.search(r"│ \[*(STR|PATH|INT)\b", shown), "a positional argument is named by its type"
+    assert "None}" not in shown, "an option that may be left out reads as if none were a value of it"
     assert not re.search(r"│ (-\S+ \S+)? *\((default|required)", shown), "an option says nothing but its default"

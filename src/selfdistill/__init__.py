@@ -1,8 +1,7 @@
 """On-policy self-distillation of language-model reasoning: methods as values, one step for all of them."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# what type checkers take for typing's own: Ctrl-C falls in fewer imports before `__main__` can catch it
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from selfdistill.api import train, train_pair
     from selfdistill.loading import load_policy
@@ -23,8 +22,10 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Loads torch only when something that needs it is asked for."""
+    import importlib
+
     if name not in _HOMES:
         raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

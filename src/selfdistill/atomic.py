@@ -38,14 +38,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
-def require_writable(folder: Path) -> None:
-    """Raises ValueError where the folder cannot be made or written to; leaves nothing there."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+def require_writable(folder: Path, *, setting: str = "output_dir") -> None:
+    """Raises ValueError, naming the setting, where the folder cannot be made or written to; leaves nothing there."""
+    _try(folder, folder, setting=setting)
+
+
+def require_file(path: Path, *, setting: str = "--output") -> None:
+    """Raises ValueError, naming the setting, where `write_whole` could not write the file; leaves nothing there."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no ordinary file"
+        raise ValueError(f"{setting} = {str(path)!r} is {what}; give the name of a file that may be written")
+    _try(path, path.parent, setting=setting)
+
+
+def _try(path: Path, folder: Path, *, setting: str) -> None:
+    """Writes to the folder, or to the nearest one above it that is there."""
+    there = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ValueError(f"output_dir = {str(folder)!r} cannot be written, {there}: {error.strerror}; choose another --output_dir") from error
+        knob = setting if setting.startswith("--") else f"--{setting}"
+        raise ValueError(f"{setting} = {str(path)!r} cannot be written, {there}: {error.strerror}; choose another {knob}") from error
 
 
 def _beside(path: Path) -> Path:

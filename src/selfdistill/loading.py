@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub import model_info, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -143,14 +143,35 @@ def _resolve(path: str, setting: str) -> tuple[str, str | None]:
     if looks_local and not folder.is_dir():
         near = nearest(folder.name, [other.name for other in folder.parent.glob("*") if other.is_dir()])
         raise ValueError(f"{setting} = {path!r} is not a folder{near}; give a folder, a hub id or {SHIPPED!r}")
-    return str(folder) if folder.is_dir() else _from_hub(path, setting), None
+    if not folder.is_dir():
+        return _from_hub(path, setting), None
+    _require_files(folder, setting)
+    return str(folder), None
+
+
+def _require_files(folder: Path, setting: str) -> None:
+    """Raises ValueError where a folder lacks what a model, or an adapter, is read from: it names what is missing, and where a model may be meant."""
+    adapter = (folder / "adapter_config.json").is_file()
+    stem = "adapter_model" if adapter else "*"
+    missing = [] if adapter or (folder / "config.json").is_file() else ["config.json"]
+    if not any(file for kind in ("safetensors", "bin") for file in folder.glob(f"{stem}.{kind}")):
+        missing.append("adapter_model.safetensors" if adapter else "weights such as model.safetensors")
+    if missing:
+        inside = [*sorted(folder.glob("checkpoints/step_*"))[-1:], *sorted(folder.glob("*.gguf"))[:1]]
+        instead = f"give {str(inside[0])!r}" if inside else "give the folder that save_pretrained wrote"
+        what = "the adapter's weights" if adapter else "a model"
+        raise ValueError(f"{setting} = {str(folder)!r} does not hold {what}: it lacks {' and '.join(missing)}; {instead}")
 
 
 def _from_hub(path: str, setting: str) -> str:
     """A hub id that the hub knows, or where the hub does not answer, the folder of its cache: asked once, before libraries ask again and again."""
     near = nearest(path, (SHIPPED, SMOLLM2))
     try:
-        model_info(path, timeout=HUB_SECONDS)
+        # a gated model's page is public, its files are not
+        get_hf_file_metadata(hf_hub_url(path, "config.json"), timeout=HUB_SECONDS)
+    except RemoteEntryNotFoundError:
+        # an adapter has none
+        return path
     except GatedRepoError as error:
         raise ValueError(f"{setting} = {path!r} is gated on the hub; ask for access on its page, then log in with: hf auth login") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -159,16 +180,20 @@ def _from_hub(path: str, setting: str) -> str:
         kept = [try_to_load_from_cache(path, name) for name in ("config.json", "adapter_config.json")]
         if found := next((file for file in kept if isinstance(file, str)), None):
             return str(Path(found).parent)
-        raise ValueError(f"{setting} = {path!r} is not a folder here{near}, and the hub does not answer ({_first_line(error)})") from error
+        answer = "answers with an error" if isinstance(error, HfHubHTTPError) else "does not answer"
+        raise ValueError(f"{setting} = {path!r} is not a folder here{near}, and the hub {answer} ({_first_line(error)})") from error
     return path
 
 
 def _resolve_base(adapter: str, setting: str) -> tuple[str, str | None]:
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or "no base"
     try:
-        return _resolve(base, setting)
+        base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{setting} = {adapter!r} is an adapter whose adapter_config.json cannot be read ({_first_line(error)}); save it again") from error
+    try:
+        return _resolve(base, "base_model_name_or_path")
     except ValueError as error:
-        raise ValueError(f"{setting} = {adapter!r} adapts {base!r}, which is not here; set base_model_name_or_path in its adapter_config.json") from error
+        raise ValueError(f"{setting} = {adapter!r} is an adapter, and in its adapter_config.json {error}") from error
 
 
 def _load_tokenizer(source: str, gguf: str | None, setting: str) -> PreTrainedTokenizerBase:

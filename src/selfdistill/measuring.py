@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from selfdistill import __version__
 from selfdistill.api import make_eval_sampler
-from selfdistill.atomic import write_whole
+from selfdistill.atomic import require_writable, write_whole
 from selfdistill.checkpoint import random_state, restore_random_state, seed_all
 from selfdistill.config import Settings
 from selfdistill.contexts import student_messages
@@ -111,6 +111,7 @@ class Measurement:
         if (found := self.kept()) is not None:
             return found
         parts = self.cache / f"{self.key}.parts"
+        require_writable(self.cache, setting="eval.cache")
         self.cache.mkdir(parents=True, exist_ok=True)
         sweep(self.cache)
         # beside the parts, not among them: who waits for it holds a file that outlives them

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
+from selfdistill.atomic import require_writable
 from selfdistill.chat import special_id
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.tasks.arithmetic.card import write_card
@@ -49,7 +50,8 @@ class PretrainSettings(BaseModel):
 
 
 def pretrain(settings: PretrainSettings) -> Path:
-    """Trains, saves and measures the base. Returns its folder."""
+    """Trains, saves and measures the base. Returns its folder. Raises ValueError where it cannot be written."""
+    require_writable(Path(settings.output_dir))
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
     task = Arithmetic(operations=settings.operations, modulus=settings.modulus)

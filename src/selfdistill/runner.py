@@ -46,6 +46,7 @@ class Run:
         if resume:
             if not (folders[0] / "settings.json").is_file():
                 raise ValueError(f"there is no run in {folders[0]} to resume; leave out --resume to start one, or set --output_dir to the run's folder")
+            require_writable(folders[0])
             # killed between the two, one model may be a checkpoint ahead
             step = checkpoint.latest(*folders).name
             return tuple(_same_run(cls(settings=own, resumed=folder / "checkpoints" / step)) for own, folder in zip(each, folders, strict=True))

@@ -171,7 +171,7 @@ def score_piece(
             start = _log_softmax(initial(), temperature)
         reference_kl = (policy.exp() * (policy - start)).sum(-1)
     logp, policy_logp = _pick(student, piece.token), _pick(policy, piece.token)
-    label_kl = _label_kl(student, piece) if method.label_coef else zeros
+    label_kl = label_divergence(student.gather(-1, piece.label_token), piece.label_share) if method.label_coef else zeros
     if not views or (piece.student is not None and not len(piece.student)):
         return torch.stack([logp, policy_logp, label_kl, _entropy(student), reference_kl]), zeros.new_zeros(3, 0)
 
@@ -205,10 +205,9 @@ def _pick(logp: Float[Tensor, "rows vocab"], token: Int[Tensor, " rows"]) -> Flo
     return logp.gather(-1, token[:, None])[:, 0]
 
 
-def _label_kl(logp: Float[Tensor, "rows vocab"], piece: Piece) -> Float[Tensor, " rows"]:
+def label_divergence(logp: Float[Tensor, "rows labels"], share: Float[Tensor, "rows labels"]) -> Float[Tensor, " rows"]:
     """sum_v q(v) (log q(v) - log S(v)) over the label's own tokens, 0 log 0 = 0."""
-    share = piece.label_share
-    return (torch.special.xlogy(share, share) - share * logp.gather(-1, piece.label_token)).sum(-1)
+    return (torch.special.xlogy(share, share) - share * logp).sum(-1)
 
 
 def _log_softmax(logits: Float[Tensor, "rows vocab"], temperature: float) -> Float[Tensor, "rows vocab"]:

@@ -147,11 +147,13 @@ def export_model(model: str, *, output: Path, merge: bool, push_to_hub: str | No
     """An ordinary folder, whole or not at all, and the hub where asked. Raises ValueError where the folder is taken."""
     import huggingface_hub
 
-    from selfdistill.atomic import whole_folder
+    from selfdistill.atomic import require_writable, whole_folder
     from selfdistill.loading import load_policy, save_policy
 
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty; choose another --output")
+    if output.is_dir() and (any(output.iterdir()) or not output.name):
+        raise ValueError(f"--output = {str(output)!r} is not empty, or where you are; name a new folder")
+    # it is made beside itself and renamed
+    require_writable(output.parent if output.is_dir() else output, setting="--output")
     policy = load_policy(model_folder(model), setting="MODEL")
     with whole_folder(output) as partial:
         save_policy(policy, partial, merge=merge)

@@ -28,13 +28,14 @@ class Claims(_Command):
     """The page."""
 
     def run(self, overrides: Mapping[str, Any]) -> None:
-        from selfdistill.atomic import write_whole
+        from selfdistill.atomic import require_file, write_whole
         from selfdistill.claims import VERDICTS, judge_claims, read_claims
         from selfdistill.cli.actions import out
 
         if not self.runs:
             # a ledger of nothing would be written over the one that is there
             raise ValueError("there are no runs to judge the claims by; give folders of finished runs")
+        require_file(self.output)
         found = judge_claims(read_claims(), measure(self.runs))
         write_whole(self.output, page(found, self.runs))
         for name, real in (("testbed", False), ("real models", True)):

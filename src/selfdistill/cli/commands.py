@@ -100,8 +100,8 @@ class Compare(_Command):
     """Runs at once; none: one an accelerator, else one a core as far as memory allows."""
     controls: bool = True
     """Trains null_context(METHOD) beside every recipe whose teacher reads a context."""
-    reference: str = "opsd"
-    """The row that all others are paired with."""
+    reference: str | None = None
+    """The row that all others are paired with, by its name or its method's; none: opsd where there is one."""
     takes_settings: ClassVar[bool] = True
 
     def run(self, overrides: Mapping[str, Any]) -> None:

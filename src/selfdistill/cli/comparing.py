@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
-from selfdistill.atomic import write_whole
-from selfdistill.compare import Entry, Trained, side_by_side
+from selfdistill.atomic import require_writable, write_whole
+from selfdistill.compare import Entry, Trained, reference_of, side_by_side
 from selfdistill.config import MethodSettings, Settings, load_settings, read_settings
+from selfdistill.imports import nearest
 from selfdistill.launcher import Job, launch
 from selfdistill.method_names import build_method
 from selfdistill.pairing import Seeds, group, uncontrolled, with_peers
@@ -17,6 +18,8 @@ from selfdistill.plots import gains
 from selfdistill.runs import SavedRun, open_run
 from selfdistill.tables import WIDE, as_json, markdown, notes, terminal
 
+REFERENCE = "opsd"
+"""Whom all others are paired with where nobody else is named."""
 out = Console(highlight=False, soft_wrap=True)
 
 
@@ -84,7 +87,7 @@ def compare_methods(
     output: Path,
     jobs: int | None,
     controls: bool,
-    reference: str,
+    reference: str | None,
     overrides: Mapping[str, Any],
 ) -> None:
     """Trains the recipes, reads the folders, writes the table. Raises ValueError at the end where a run failed."""
@@ -100,15 +103,26 @@ def compare_methods(
     own = [*((job.folder, job.settings) for job in planned), *map(_with_settings, folders)]
     given = [*((job.folder, job.settings) for job in by_hand), *map(_with_settings, null_folders)]
     groups = with_peers(group(own, given))
+    if reference is not None:
+        _require_row(groups, reference)
+    require_writable(output, setting="--output")
     # read before anything is trained, which may take hours
     done = {folder: finished(folder) for folder in models(map(Path, (*folders, *null_folders)))}
     jobs_to_do = [*planned, *by_hand]
     failed = launch(jobs_to_do, at_once=jobs, say=lambda line: out.print(line, markup=False))
     done |= {folder: finished(folder) for folder in models(job.folder for job in jobs_to_do if job.folder not in failed)}
     why = failed | {folder / "peer": reason for folder, reason in failed.items()}
-    write_table(entries(groups, done, why), groups[0].settings, reference=reference, output=output)
+    write_table(entries(groups, done, why), groups[0].settings, reference=reference or REFERENCE, output=output)
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs_to_do)} runs failed, as the table says; the same command trains them again and no others")
+
+
+def _require_row(groups: Sequence[Seeds], reference: str) -> None:
+    """Raises ValueError where no method's row would have that name."""
+    rows = entries(groups, {}, {})
+    if reference_of(rows, reference) is None:
+        names = [row.name for row in rows if reference_of([row], row.name)]
+        raise ValueError(f"--reference {reference!r} is no row of this table{nearest(reference, names)}; give one of {', '.join(names)}, or a method of theirs")
 
 
 def plan(recipes: Sequence[str], *, seeds: int, output: Path, overrides: Mapping[str, Any]) -> list[Job]:

@@ -35,6 +35,7 @@ class _Diagnostic(_Command):
     name: ClassVar[str]
 
     def bench(self) -> "Bench":
+        from selfdistill.atomic import require_writable
         from selfdistill.checkpoint import seed_all
         from selfdistill.console import Console
         from selfdistill.diagnostics.bench import open_bench
@@ -43,8 +44,14 @@ class _Diagnostic(_Command):
             if (given := getattr(self, name, 1)) < 1:
                 raise ValueError(f"--{name} {given} leaves nothing to read; give at least 1")
         found = open_bench(self.folder, steps=self.steps, checkpoint=self.checkpoint, model=self.model, console=Console(stderr=True))
+        require_writable(self.figures, setting="--output")
         seed_all(found.settings.seed)
         return found
+
+    @property
+    def figures(self) -> Path:
+        """The folder that they go to."""
+        return self.output or self.folder / "diagnostics"
 
     def finish(self, result: Any, module: "ModuleType", bench: "Bench", *, read: str = "") -> None:
         """Prints the table and writes both files; `read` says which texts the figures are of, where it is not the bench's steps alone."""
@@ -56,7 +63,6 @@ class _Diagnostic(_Command):
         from selfdistill.cli.actions import out
         from selfdistill.diagnostics.drawing import plain
 
-        folder = self.output or self.folder / "diagnostics"
         heading, *rows = module.table(result)
         shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for i, column in enumerate(heading):
@@ -68,9 +74,9 @@ class _Diagnostic(_Command):
         about = {"diagnostic": self.name, "run": str(self.folder), "steps": bench.steps, "checkpoint": bench.checkpoint, "model": self.model}
         read = read or f"rollouts of step {', '.join(map(str, bench.steps))}, weights of step {bench.checkpoint}"
         title = f"{self.name}: {self.folder.name}, {read}"
-        write_whole(folder / f"{self.name}.json", json.dumps(plain(about | {"result": result}), indent=1) + "\n")
-        module.picture(result, folder / f"{self.name}.png", title=title)
-        out.print(f"wrote {folder / self.name}.json and .png")
+        write_whole(self.figures / f"{self.name}.json", json.dumps(plain(about | {"result": result}), indent=1) + "\n")
+        module.picture(result, self.figures / f"{self.name}.png", title=title)
+        out.print(f"wrote {self.figures / self.name}.json and .png")
 
 
 @dataclass(frozen=True)

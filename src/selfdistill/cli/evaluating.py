@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from selfdistill.api import load_settings_policy, worded
-from selfdistill.atomic import write_whole
+from selfdistill.atomic import require_file, write_whole
 from selfdistill.checkpoint import latest
 from selfdistill.config import Settings, make_settings, read_settings
 from selfdistill.console import Console as Progress
@@ -33,6 +33,9 @@ out = Console(highlight=False, soft_wrap=True)
 
 def evaluate_model(model: str, *, recipe: str | None, vs: str | None, overrides: Mapping[str, Any], output: Path | None, leaderboard: Path | None) -> None:
     """Prints a model's figures; a run's folder brings its own settings, under which the other model is measured too."""
+    for setting, path in (("--output", output), ("--leaderboard", leaderboard)):
+        if path:
+            require_file(path, setting=setting)
     settings = settings_of(model, recipe, overrides)
     record = measured(model, settings, setting="MODEL")
     result, k = Evaluation.from_json(record), settings.eval.num_samples

@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from selfdistill import __version__
 from selfdistill.cli import blame as b
 from selfdistill.cli import claims as k
 from selfdistill.cli import commands as c
@@ -14,7 +15,7 @@ from selfdistill.cli import diagnostics as d
 from selfdistill.cli import probing as p
 from selfdistill.cli import report as r
 from selfdistill.cli.overrides import parse_overrides
-from selfdistill.cli.parsing import one_sentence
+from selfdistill.cli.parsing import one_sentence, refuse_twice
 from selfdistill.errors import interrupted, sentence
 from selfdistill.imports import nearest
 
@@ -53,10 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"selfdistill {__version__}")
+        return
     command: Any = None
     overrides: dict[str, Any] = {}
     try:
-        command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+        command, rest = _parse(arguments)
         if rest and not command.takes_settings:
             raise ValueError(f"unexpected argument {rest[0]}; see selfdistill {type(command).__name__.lower()} --help")
         overrides = parse_overrides(rest)
@@ -93,9 +98,12 @@ def _parse(arguments: Sequence[str]) -> tuple[Any, list[str]]:
     if named is None and not arguments[0].startswith(("-h", "--help", "--tyro-")):
         raise ValueError(f"there is no command {arguments[0]!r}{nearest(arguments[0], BY_NAME)}; selfdistill --help lists them")
     prog, rest = ("selfdistill", arguments) if named is None else (f"selfdistill {arguments[0]}", arguments[1:])
+    refuse_twice(rest, prog=prog)
+    # none is what stands where an option is left out; none of them takes it as a value
+    config = (tyro.conf.DisallowNone,)
     try:
         with one_sentence(prog):
-            return tyro.cli(named or Command, prog=prog, description=None if named else DESCRIPTION, args=rest, return_unknown_args=True)
+            return tyro.cli(named or Command, prog=prog, description=None if named else DESCRIPTION, args=rest, return_unknown_args=True, config=config)
     except SystemExit:
         if {"-h", "--help"} & set(arguments) and named and named.takes_settings:
             from rich.console import Console

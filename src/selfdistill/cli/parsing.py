@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 
 COLOR = re.compile("\x1b\\[[0-9;]*m")
@@ -30,6 +30,17 @@ def one_sentence(prog: str) -> Iterator[None]:
     finally:
         if code != 2:
             sys.stderr.write(held.getvalue())
+
+
+def refuse_twice(arguments: Sequence[str], *, prog: str) -> None:
+    """Raises ValueError where a key is given twice, also as --no-key or with its words joined the other way: only the last one would count."""
+    keys = [argument.partition("=")[0] for argument in arguments if argument.startswith("--") and len(argument) > 2]
+    names = [key[2:].replace("-", "_").removeprefix("no_") for key in keys]
+    for i, (key, name) in enumerate(zip(keys, names, strict=True)):
+        if name in names[:i]:
+            both = dict.fromkeys((keys[names.index(name)], key))
+            said = f"{' and '.join(both)} {'are one key' if len(both) > 1 else 'is given twice'}"
+            raise ValueError(f"{said}, of which only the last would count; give it once, as {prog} --help shows")
 
 
 def told(box: str) -> str:

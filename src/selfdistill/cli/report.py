@@ -29,9 +29,13 @@ class Report(_Command):
     """Rewrites the page as the runs go on, until they have ended."""
 
     def run(self, overrides: Mapping[str, Any]) -> None:
+        from selfdistill.atomic import require_file
         from selfdistill.report import Selection, follow, write_page
         from selfdistill.report.data import page_model
 
+        # where no page is named and there is no run, that is what is told
+        if self.output or self.page.parent.is_dir():
+            require_file(self.page)
         selection = Selection(steps=self.steps, problems=self.problems)
         colourless = None if self.tokens else "Tokens have no colours here: the page was made with --no-tokens."
         if self.watch:

@@ -9,7 +9,7 @@ from torch import Tensor
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TeacherTopK, TopK, TopKTail, Welsch
 from selfdistill.heads import Head, Product
 from selfdistill.method import Method
-from selfdistill.scoring import Piece
+from selfdistill.scoring import Piece, label_divergence
 from selfdistill.targets import PMI, TeacherDistribution, TrustRegion
 
 ROLES = {TeacherDistribution: ("teacher",), PMI: ("teacher", "reference", "base"), TrustRegion: ("teacher", "live")}
@@ -58,7 +58,8 @@ def score_products(
     (lse, policy_lse, entropy, reference_kl, _), of_pairs, logits = Sweep.apply(student.values, work)  # pyright: ignore[reportGeneralTypeIssues]
     own, of_labels, kept = (z.view_as(token) for z, (_, token) in zip(logits.split([token.numel() for _, token in at]), at, strict=True))
     logp = own[:, 0] / loss_temperature - lse
-    unique = [logp, own[:, 0] / temperature - policy_lse, _label_kl(of_labels / loss_temperature - lse[:, None], piece), entropy, reference_kl]
+    label_kl = label_divergence(of_labels / loss_temperature - lse[:, None], piece.label_share[:, : labels.shape[1]])
+    unique = [logp, own[:, 0] / temperature - policy_lse, label_kl, entropy, reference_kl]
     kept = kept / loss_temperature - lse[student_of, None]
     return torch.stack(unique), _pairs(method, loss_temperature, views, of_pairs, piece.token[student_of], keep, logp[student_of], kept)
 
@@ -75,11 +76,6 @@ def _keep(method: Method, student: Product, views: Mapping[str, Product], studen
     if _of_student(divergence):
         return student.values.topk(divergence.k).indices[student_of]
     return views["teacher"].values.topk(divergence.k).indices
-
-
-def _label_kl(logp: Float[Tensor, "rows labels"], piece: Piece) -> Float[Tensor, " rows"]:
-    share = piece.label_share[:, : logp.shape[1]]
-    return (torch.special.xlogy(share, share) - share * logp).sum(-1)
 
 
 def _pairs(

@@ -12,13 +12,14 @@ from selfdistill.null_contexts import Blank, Scrambled, Wrong
 def null_context(method: Method, *, kind: Literal["empty", "shuffled", "wrong", "random"] = "shuffled") -> Method:
     """The method's words around nothing, another problem's texts, falsehoods about this one, or another's words in random order.
 
+    Groups are lent before the method's own stages, which may read the context already; what those write on a donor is seen all the same.
     Raises ValueError for a method whose teacher reads only what the student does.
     """
     if not method.reads_teacher or isinstance(method.context, NoTeacher | SamePrompt | FullPrompt):
         raise ValueError("this method's teacher reads nothing beyond the student's prompt, so no null context changes it")
     parts = {"empty": Blank, "shuffled": FromAnotherProblem, "wrong": Wrong, "random": Scrambled}
     lenders = () if kind == "empty" else (LendGroups(),)
-    return replace(method, feedback=(*method.feedback, *lenders), context=parts[kind](method.context))
+    return replace(method, feedback=(*lenders, *method.feedback), context=parts[kind](method.context))
 
 
 def shuffled_context(method: Method) -> Method:
@@ -30,4 +31,4 @@ def shuffled_peers(method: Method) -> Method:
     """Every teacher reads its own problem's answer, but peers of the next problem of the step."""
     if not method.reads_teacher or not holds(method.context, SuccessfulPeer):
         raise ValueError("this method's teacher reads no successful peer, so those of another problem change nothing")
-    return replace(method, feedback=(*method.feedback, LendGroups()), context=FromAnotherProblem(method.context, keep_answer=True))
+    return replace(method, feedback=(LendGroups(), *method.feedback), context=FromAnotherProblem(method.context, keep_answer=True))

@@ -1,5 +1,7 @@
 """Null contexts say nothing true: the words stay, the answer, the solution and the peers do not."""
 
+from dataclasses import replace
+
 import pytest
 
 from selfdistill.contexts import Answer, Demonstration, PeerSolution, Privileged, Solution, SuccessfulPeer, Written
@@ -76,3 +78,35 @@ def test_scrambled_is_another_problems_words_without_order():
     words = text.removeprefix("x solution ").split()
     assert sorted(words) == ["u", "v", "w", "x", "y"] and words != ["u", "v", "w", "x", "y"]
     assert text == Scrambled(Privileged((Solution(),)))(group.rollouts[0], group)[0].views["teacher"].messages[-1]["content"]
+
+
+def test_wrong_ends_where_a_step_holds_a_problem_twice_and_all_answers_are_the_same():
+    """The ring of donors then does not lead back to the first of the two."""
+    first, second, _ = groups()
+    again = replace(first)
+    first.donor = again.donor = second
+    second.donor = first
+    assert all(Wrong(Privileged((Answer(),)))(g.rollouts[0], g) == [] for g in (first, again, second))
+
+
+def test_wrong_teaches_problems_that_have_solutions_and_no_answers():
+    """None of them can be right by having the same answer; or the control would gain 0 by construction."""
+    first, *others = groups()
+    for group in (first, *others):
+        group.problem = replace(group.problem, answer="")
+    (found,) = Wrong(Privileged((Solution(),)))(first.rollouts[0], first)
+    assert found.views["teacher"].messages[-1]["content"] == "q solution wrong try"
+
+
+COLUMNS = {"list": ["first d", "then d"], "chat": ({"role": "assistant", "content": "d"},), "mapping": {"steps": "d"}, "number": 7}
+
+
+@pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)
+def test_a_column_that_is_no_text_is_blanked_and_scrambled_too(column):
+    group, donor = groups()[0], groups()[2]
+    group.problem = replace(group.problem, columns={"demonstration": column, "shards": ["q"]})
+    donor.problem, group.donor = group.problem, donor
+    (blank,), (scrambled,) = (part(Privileged((Demonstration(),)))(group.rollouts[0], group) for part in (Blank, Scrambled))
+    assert blank.views["teacher"].messages[-1]["content"] == "q shown"
+    text = scrambled.views["teacher"].messages[-1]["content"].removeprefix("q shown ")
+    assert sorted(text.split()) == sorted(str(column).split())

@@ -4,7 +4,7 @@ Together with FromAnotherProblem these are the null controls: a gain that surviv
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from selfdistill.contexts import Context, lent
@@ -37,16 +37,16 @@ class Scrambled:
 class Wrong:
     """False about this very problem: another one's answer that is not its own, a failed rollout as solution, failed peers as successes.
 
-    Other texts are another problem's. A rollout is untaught where no lender's answer differs. Needs the LendGroups stage.
+    Other texts are another problem's. A rollout is untaught where no lender's answer differs; problems without answers have none that could
+    be the same. Needs the LendGroups stage.
     """
 
     context: Context
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
-        lender = group.donor
-        while lender and lender is not group and lender.problem.answer == group.problem.answer:
-            lender = lender.donor
-        if lender is None or lender is group:
+        own = group.problem.answer
+        lender = next((g for g in _lenders(group) if not own or g.problem.answer != own), None)
+        if lender is None:
             return []
         shown, foreign = lent(rollout, replace(group, donor=lender))
         failed = [r.text for r in group.rollouts if r is not rollout and r.reward is not None and r.reward < 1]
@@ -54,6 +54,16 @@ class Wrong:
         inverted = [r if r is rollout or r.reward is None else replace(r, reward=float(r.reward < 1)) for r in group.rollouts]
         problem = replace(foreign.problem, solution=solution if foreign.problem.solution else "")
         return self.context(replace(rollout, feedback=shown.feedback), replace(foreign, problem=problem, rollouts=inverted))
+
+
+def _lenders(group: Group) -> Iterator[Group]:
+    """The donor, its donor and so on, each once; the ring need not lead back to the group, as where a step holds its problem twice."""
+    seen = {id(group)}
+    lender = group.donor
+    while lender is not None and id(lender) not in seen:
+        yield lender
+        seen.add(id(lender))
+        lender = lender.donor
 
 
 def _rewritten(rollout: Rollout, group: Group, change: Callable[[str], str]) -> tuple[Rollout, Group]:
@@ -67,7 +77,8 @@ def _rewritten(rollout: Rollout, group: Group, change: Callable[[str], str]) -> 
 
 def _blind(problem: Problem, change: Callable[[str], str]) -> Problem:
     texts = {name: change(text) if (text := getattr(problem, name)) else "" for name in ("answer", "solution", "privileged_context")}
-    columns = {name: change(value) if isinstance(value, str) else value for name, value in problem.columns.items()}
+    # a context shows any column as text, whatever the dataset holds there; the user's own turns are the question
+    columns = {name: change(str(value)) if value and name != "shards" else value for name, value in problem.columns.items()}
     return replace(problem, columns=columns, **texts)
 
 

@@ -5,12 +5,14 @@ Flows in: a policy, a method, a few real problems. Flows out: a Preview a proble
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import nlargest
 
 import torch
 
 from selfdistill.checkpoint import random_state, restore_random_state
 from selfdistill.contexts import answered
 from selfdistill.divergences import ForwardKL
+from selfdistill.feedback import LendGroups
 from selfdistill.lockstep import exchange
 from selfdistill.method import Method
 from selfdistill.models import Policy
@@ -22,7 +24,10 @@ from selfdistill.targets import TeacherDistribution
 from selfdistill.teachers import Live
 from selfdistill.trainer import Trainer
 from selfdistill.types import Group, Problem, Rollout, Teaching, TokenSignals, View, Weights
+from selfdistill.windows import TransportWindows
 
+LONGEST = 16
+"""Problems whose windows are made room for before a run; which is longest in tokens is known only once they are rendered."""
 JOIN = 8
 """Tokens shown on either side of where a prompt joins the completion."""
 
@@ -81,6 +86,8 @@ def _tokens(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
 
 def prove_alignment(*trainers: Trainer) -> list[dict[str, float]]:
     """`check_alignment` on real rollouts of the first problems, which must also fit the micro-batch budget; the random state is as before it."""
+    for trainer in trainers:
+        check_windows(trainer)
     state = random_state()
     n = min(2, trainers[0].settings.sampling.num_generations)
     found = []
@@ -89,6 +96,31 @@ def prove_alignment(*trainers: Trainer) -> list[dict[str, float]]:
         pack(training_samples(groups, trainer.method, encode=trainer.policy.chat.encode), trainer.settings.tokens_per_batch)
     restore_random_state(state)
     return found
+
+
+def check_windows(trainer: Trainer) -> None:
+    """Raises ValueError where windows behind a whole completion do not fit the model's positions: on the longest problems, under student and teachers.
+
+    Room is needed at the very end of a rollout, which a run may first probe hours after it began.
+    """
+    window = max((stage.length for stage in trainer.method.feedback if isinstance(stage, TransportWindows)), default=0)
+    limit = trainer.policy.max_length
+    if not window or limit is None:
+        return
+    problems = nlargest(LONGEST, trainer.stream.problems, key=lambda p: len(str(p.prompt)) + len(p.solution))
+    groups = [Group(problem=p, rollouts=[trainer.sampler.write(p, "")]) for p in problems if trainer.sampler.has_room(p)]
+    for stage in trainer.method.feedback:
+        if isinstance(stage, LendGroups):
+            stage(groups, trainer.tools)
+    rows = [(r, trainer.method.context(r, g)) for g in groups for r in g.rollouts]
+    views = [view for _, teachings in rows for teaching in teachings for view in teaching.views.values()]
+    prompts = [r.prompt_ids for r, _ in rows] + [view.prompt_ids or trainer.policy.chat.encode(view.messages, view.thinking) for view in views]
+    longest, completion = max(map(len, prompts), default=0), trainer.settings.sampling.max_completion_length
+    if longest + completion + window > limit:
+        raise ValueError(
+            f"windows of {window} tokens behind a prompt of {longest} and a completion of {completion} are above the model's {limit} positions; "
+            f"lower sampling.max_completion_length, or method.window of topd"
+        )
 
 
 def first_rollouts(*trainers: Trainer, problems: int, n: int) -> list[list[Group]]:

@@ -7,12 +7,17 @@ import pytest
 import torch
 from scene import Scene, kl
 from stepping import prepared, tools_of
+from test_resume import Words
 from test_transport import least_cost
+from tiny_models import tiny_policy
 from torch import Tensor
 
+from selfdistill.api import assemble
+from selfdistill.config import make_settings
 from selfdistill.divergences import ReverseKL
-from selfdistill.methods import opd, topd, topd_self
+from selfdistill.methods import null_context, opd, topd, topd_self
 from selfdistill.metrics import rollout_metrics, token_metrics
+from selfdistill.preflight import check_windows, prove_alignment
 from selfdistill.samples import training_samples
 from selfdistill.sampling.transformers import TransformersSampler
 from selfdistill.teachers import Frozen
@@ -261,3 +266,18 @@ def test_without_its_windows_it_is_full_vocabulary_opd():
 def test_impossible_windows_are_refused(arguments):
     with pytest.raises(ValueError, match="share"):
         topd(**arguments)
+
+
+@pytest.mark.parametrize("method", [topd_self(), null_context(topd_self(), kind="shuffled")], ids=["own", "shuffled"])
+def test_windows_that_leave_the_models_positions_are_refused_before_the_run(method):
+    """Of 256: the student's prompt is 4 tokens here, the teacher's 7, a completion and its window the rest."""
+    for completion, fits in ((199, True), (200, False)):
+        settings = make_settings({"sampling": {"num_generations": 2, "max_completion_length": completion}}, {})
+        trainer = assemble(settings, policy=tiny_policy(), method=method, task=Words()).trainer
+        if fits:
+            check_windows(trainer)
+        else:
+            with pytest.raises(
+                ValueError, match=r"windows of 50 tokens behind a prompt of 7 and a completion of 200 .* 256 positions; lower .* method\.window"
+            ):
+                prove_alignment(trainer)

@@ -1,6 +1,7 @@
 """Rubrics: what a model may write as one, where they come from, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from stepping import tools_of
@@ -19,6 +20,7 @@ from selfdistill.rubrics import (
     SomeCriteria,
     parse_rubric,
 )
+from selfdistill.types import Group
 from selfdistill.writers import Checkpoint, Student, Teacher
 
 
@@ -185,3 +187,11 @@ def test_recipes_name_sources_and_writers():
     assert build_method("rcsd", {"rubrics": "RandomRubric(RubricColumn())"}, max_completion_length=8) == rcsd(rubrics=RandomRubric(RubricColumn()))
     some = build_method("rcsd", {"rubrics": "SomeCriteria(RubricColumn(), 0.25, separator=' ; ')"}, max_completion_length=8)
     assert some == rcsd(rubrics=SomeCriteria(RubricColumn(), 0.25, " ; "))
+
+
+def test_a_random_rubric_is_anothers_where_a_step_holds_a_problem_twice(tools):
+    one, other = (Group(problem=p, rollouts=[]) for p in tiny_problems())
+    texts = [g.problem.columns["rubric"] for g in (one, other)]
+    assert RandomRubric(RubricColumn())([one, replace(one), other], tools) == [texts[1], texts[1], texts[0]]
+    with pytest.raises(ValueError, match="prompts_per_step"):
+        RandomRubric(RubricColumn())([one, replace(one)], tools)

@@ -4,7 +4,7 @@ A text source finds the privileged text and names its kind; the problem's templa
 on every task. The student's own prompt is worded here too, by the kind "student".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -233,6 +233,13 @@ class FromAnotherProblem:
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Teaching]:
         return self.context(*lent(rollout, group, keep_answer=self.keep_answer))
+
+
+def next_of_another(groups: Sequence[Group]) -> list[int | None]:
+    """For every group of a step the place of the next group of another problem, round the end; a step may hold one problem twice."""
+    prompts = [g.problem.prompt for g in groups]
+    places = range(len(groups))
+    return [next((j for j in (*places[i + 1 :], *places[:i]) if prompts[j] != prompts[i]), None) for i in places]
 
 
 def lent(rollout: Rollout, group: Group, *, keep_answer: bool = False) -> tuple[Rollout, Group]:

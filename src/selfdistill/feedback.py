@@ -5,11 +5,12 @@ Statistics over a whole step belong here, so that later stages see one rollout a
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from selfdistill.contexts import Context
+from selfdistill.contexts import Context, next_of_another
 from selfdistill.critics import Critic
 from selfdistill.judges import Attempt, Judge
 from selfdistill.notes import NOTE, note_request
@@ -18,10 +19,12 @@ from selfdistill.rubrics import RubricSource
 from selfdistill.skills import FIELDS, MEMORY, Bank, Extractor, cold_bank, extend, graded, read_bank
 from selfdistill.steps import OpenedBy, Splitter, step_of_token
 from selfdistill.tools import Tools
-from selfdistill.types import Group, Note, Rollout
+from selfdistill.types import Group, Note, Rollout, Teaching
 from selfdistill.writers import Writer
 
 log = logging.getLogger(__name__)
+SAME = 0.25
+"""Of a null control's rollouts; answers that a few problems share stay below."""
 
 Feedback = Callable[[list[Group], Tools], None]
 """(groups, tools) -> None; the tools serve stages that let a model write or read, or that remember. One that writes metrics alone says `measures = True`."""
@@ -50,12 +53,38 @@ class LendGroups:
     """
 
     def __call__(self, groups: list[Group], tools: Tools) -> None:
-        for i, group in enumerate(groups):
-            # a step may hold one problem twice
-            others = (g for g in groups[i + 1 :] + groups[:i] if g.problem.prompt != group.problem.prompt)
-            group.donor = next(others, None)
-            if group.donor is None:
+        for group, place in zip(groups, next_of_another(groups), strict=True):
+            if place is None:
                 raise ValueError("a shuffled context needs at least 2 problems a step, not 1; raise prompts_per_step or give the task more problems")
+            group.donor = groups[place]
+
+
+@dataclass(frozen=True)
+class CountSameContext:
+    """Reports `same_context_share`: of the rollouts that a null control teaches, those whose teachers together read the very words of the method's own.
+
+    In whatever order and pairing: a bank of skills that every problem retrieves whole says the same to all. Warns before the first step where it
+    is above `SAME`, for such a control's gain is the method's by construction.
+    """
+
+    null: Context = field(repr=False)
+    own: Context = field(repr=False)
+
+    def __call__(self, groups: list[Group], tools: Tools) -> None:
+        taught = [(shown, _words(self.own(r, g))) for g in groups for r in g.rollouts if (shown := _words(self.null(r, g)))]
+        share = sum(null == own for null, own in taught) / max(len(taught), 1)
+        tools.metrics["same_context_share"] = share
+        if share > SAME and all(r.policy_version == 0 for g in groups for r in g.rollouts):
+            log.warning(
+                "the null control shows %.0f %% of its teachers the very words that the method's own context shows, so it is no control of what they say; "
+                "set method.kind = 'empty', or for sgsd method.pairs below the bank's size",
+                100 * share,
+            )
+
+
+def _words(teachings: list[Teaching]) -> Counter[str]:
+    """Of all that a rollout's teachers read."""
+    return Counter(w for t in teachings for view in t.views.values() for message in view.messages for w in message["content"].split())
 
 
 @dataclass(frozen=True)

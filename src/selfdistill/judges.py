@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from selfdistill.contexts import Answer, Solution, TextSource
 from selfdistill.null_contexts import BLANK
@@ -42,6 +43,7 @@ class ModelJudge:
     writer: Writer = Student()
     truth: tuple[TextSource, ...] = (Solution(), Answer())
     """The first that the problem has is shown."""
+    reads_reference: ClassVar[bool] = True
 
     def __call__(self, attempts: Sequence[Attempt], tools: Tools) -> list[float | None]:
         shown = [(attempt.rollout, attempt.group, attempt.text) for attempt in attempts]
@@ -59,6 +61,8 @@ class StepJudge:
     A slip that is mended on the spot is not held against it. Raises ValueError where the task has no such judge, or it raises itself.
     """
 
+    reads_reference: ClassVar[bool] = False
+
     def __call__(self, attempts: Sequence[Attempt], tools: Tools) -> list[float | None]:
         with asking(tools.task, "judge", otherwise='let a model judge: --method.judge "ModelJudge(Student())"') as judge:
             return [_share(judge(a.group.problem, a.text), ends=a.ends) for a in attempts]
@@ -66,9 +70,18 @@ class StepJudge:
 
 @dataclass(frozen=True)
 class WithoutReference:
-    """The control: the judge is shown a blank for the reference, and no answer (ExpRL, no reference)."""
+    """The control: the judge is shown a blank for the reference, and no answer (ExpRL, no reference).
+
+    Raises ValueError around a judge that reads none, such as a task's exact one, from which nothing would be taken.
+    """
 
     judge: Judge = ModelJudge()
+
+    def __post_init__(self) -> None:
+        if not getattr(self.judge, "reads_reference", True):
+            raise ValueError(
+                f"WithoutReference({self.judge}) would judge as {self.judge} does, which reads no reference; give a judge that does, like ModelJudge()"
+            )
 
     def __call__(self, attempts: Sequence[Attempt], tools: Tools) -> list[float | None]:
         return self.judge([replace(a, group=replace(a.group, problem=without_reference(a.group.problem))) for a in attempts], tools)

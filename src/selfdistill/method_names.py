@@ -65,7 +65,7 @@ NOUNS = {float: "a number", int: "a whole number", bool: "true or false", str: "
 def build_method(name: str, arguments: Mapping[str, Any], *, max_completion_length: int) -> Method:
     """`hsd`, `grpo_plus(hsd)` or `package.module:name`, called with arguments; strings like "EMA(0.05)" become parts.
 
-    Arguments go to the innermost function that knows them. Raises ValueError on an unknown name or argument, or a value of another type.
+    Arguments go to the outermost function that knows them. Raises ValueError on an unknown name or argument, or a value of another type.
     """
     function, (outer, inner) = functions_of(name)[0], _nested(name)
     if inner is not None:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from selfdistill.contexts import worded
+from selfdistill.contexts import next_of_another, worded
 from selfdistill.imports import nearest
 from selfdistill.tools import Tools
 from selfdistill.types import Group
@@ -108,7 +108,7 @@ class FirstRubric:
 
 @dataclass(frozen=True)
 class RandomRubric:
-    """The control: every problem is given the rubric of the step's next problem, all else its own (RCSD, random rubrics).
+    """The control: every problem is given the rubric of the step's next other problem, all else its own (RCSD, random rubrics).
 
     Raises ValueError on a step of one problem, which has nobody to borrow from.
     """
@@ -116,10 +116,11 @@ class RandomRubric:
     source: RubricSource
 
     def __call__(self, groups: Sequence[Group], tools: Tools) -> list[str | None]:
-        if len(groups) < 2:
-            raise ValueError(f"a random rubric is another problem's and needs at least 2 problems a step, not {len(groups)}; raise prompts_per_step")
+        places = [place for place in next_of_another(groups) if place is not None]
+        if len(places) < len(groups):
+            raise ValueError("a random rubric is another problem's and needs at least 2 problems a step, not 1; raise prompts_per_step")
         own = self.source(groups, tools)
-        return own[1:] + own[:1]
+        return [own[place] for place in places]
 
 
 @dataclass(frozen=True)

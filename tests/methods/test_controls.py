@@ -1,21 +1,33 @@
 """Controls and ablations change one thing each, and say so where there is nothing to change."""
 
+import inspect
 import shlex
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
+from stepping import tools_of
+from tiny_models import tiny_policy, tiny_problems
 
 from selfdistill.cli import main
+from selfdistill.cli.comparing import null_control
 from selfdistill.cli.overrides import parse_overrides
 from selfdistill.config import load_settings
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TopK
+from selfdistill.launcher import Job
 from selfdistill.method import Method, diff
 from selfdistill.method_names import build_method
 from selfdistill.methods import (
+    CONTROLS,
     METHODS,
     ccopd,
     constant_weight,
+    eopd,
+    exprl_process,
     gkd,
+    grpo,
+    grpo_blend,
+    grpo_plus,
     hsd,
     no_clip,
     null_context,
@@ -25,12 +37,17 @@ from selfdistill.methods import (
     other_weights,
     pw_opsd,
     rcsd,
+    rlsd,
     sdpo,
+    sft,
+    sgsd,
     shuffled_context,
     shuffled_peers,
 )
+from selfdistill.pairing import uncontrolled
 from selfdistill.teachers import EMA, Frozen, Live
 from selfdistill.token_weights import Uniform
+from selfdistill.types import Group, Note, Rollout
 from selfdistill.variants import ABLATIONS, controls_of
 
 WRAPPED = {
@@ -104,7 +121,7 @@ def test_an_ablation_changes_what_it_names_and_nothing_else(owner, settings):
 def test_ablations_of_parts_inside_parts():
     assert no_clip(rcsd()).divergence == TopK(ForwardKL(), 20)
     assert other_direction(rcsd()).divergence == TopK(ReverseKL(0.05), 20)
-    assert other_weights(opsd()).teacher == Live() and other_weights(sdpo()).teacher == Frozen() and other_weights(hsd(), teacher=EMA(0.1)).teacher == EMA(0.1)
+    assert other_weights(opsd()).teacher == Live() and other_weights(sdpo()).teacher == Frozen() and other_weights(hsd(), weights=EMA(0.1)).teacher == EMA(0.1)
     assert constant_weight(pw_opsd(), value=0.771).token_weight == Uniform(0.771)
 
 
@@ -119,6 +136,19 @@ def test_ablations_of_parts_inside_parts():
         (lambda: other_direction(gkd(divergence=JSD(0.3))), "no direction"),
         (lambda: other_weights(opd()), "another model"),
         (lambda: constant_weight(hsd()), "already weighs"),
+        (lambda: other_weights(opsd(), weights=Frozen()), r"already read by Frozen\(\); set method.weights"),
+        (lambda: grpo_plus(opd()), "this one has none; grpo_blend"),
+        (lambda: grpo_plus(rlsd()), "this one has none"),
+        (lambda: grpo_plus(grpo()), "this one has none"),
+        (lambda: grpo_plus(sft()), "this one has none"),
+        (lambda: grpo_plus(exprl_process()), "this one has none"),
+        (lambda: grpo_plus(eopd()), "in the place of this method's own, TeacherCredit"),
+        (lambda: grpo_blend(grpo()), "this method has no teacher"),
+        (lambda: grpo_blend(exprl_process()), "this method has no teacher"),
+        (
+            lambda: build_method("exprl", {"judge": "WithoutReference(StepJudge())"}, max_completion_length=9),
+            "which reads no reference",
+        ),
         (
             lambda: build_method("null_context(opsd)", {"kind": "nonsense"}, max_completion_length=9),
             "kind = 'nonsense' must be one of empty, shuffled, wrong, random",
@@ -128,3 +158,48 @@ def test_ablations_of_parts_inside_parts():
 def test_a_control_without_object_says_so(control, sentence):
     with pytest.raises(ValueError, match=sentence):
         control()
+
+
+@pytest.mark.parametrize("name", ["grpo_plus(hsd)", "grpo_plus(opsd)", "grpo_plus(sdpo)", "grpo_plus(gkd)", "grpo_blend(sdpo)", "grpo_blend(opd)"])
+def test_what_has_the_part_is_still_wrapped(name):
+    assert build_method(name, {}, max_completion_length=9).policy_coef == 1
+
+
+def test_a_controls_argument_is_no_methods():
+    """A recipe's arguments stay when a control is put around its method, and go to the outermost function that knows them."""
+    of_controls = {key for control in CONTROLS for key in list(inspect.signature(control).parameters)[1:]}
+    assert of_controls == {"kind", "value", "weights"}
+    assert not of_controls & {key for method in METHODS for key in inspect.signature(method).parameters}
+    live = {"teacher": "Live()"}
+    built = [build_method(name, live, max_completion_length=9) for name in ("opsd", "other_weights(opsd)")]
+    assert diff(*built) == {"teacher": ("Live()", "Frozen()")}
+
+
+def skilled(pairs: int) -> list[Group]:
+    """Three problems, each with its nearest of three pairs; `pairs` = 3 is the whole bank for all, paired as each ranks it."""
+    found = []
+    for i, problem in enumerate(tiny_problems(3)):
+        notes = tuple(Note(fields={"skill": f"w{10 + (i + k) % 3}", "mistake": f"w{20 + (2 * i + k) % 3}"}) for k in range(pairs))
+        rollout = Rollout(prompt_ids=[1], completion_ids=[2], behavior_logp=[0.0], text="w1", reward=1.0)
+        found.append(Group(problem=problem, rollouts=[rollout], notes={"skill": notes}))
+    return found
+
+
+@pytest.mark.parametrize(("pairs", "kind", "share"), [(3, "shuffled", 1.0), (3, "random", 1.0), (1, "shuffled", 0.0)])
+def test_a_null_context_that_shows_the_methods_own_words_says_so(pairs, kind, share, caplog):
+    """A bank that every problem retrieves whole: another problem's skills are its own, whatever the pairing and the order."""
+    groups, tools = skilled(pairs), tools_of(tiny_policy(), Method())
+    method = null_context(sgsd(), kind=kind)
+    for stage in (method.feedback[0], method.feedback[-1]):
+        stage(groups, tools)
+    assert tools.metrics == {"same_context_share": share}
+    assert ("it is no control of what they say" in caplog.text) == (share > 0)
+
+
+def test_a_comparison_controls_skills_by_blank_ones_and_the_rest_by_another_problems_text():
+    for recipe, kind in (("testbed/sgsd", {"kind": "empty"}), ("testbed/opsd", {})):
+        settings = load_settings(recipe, {})
+        control = null_control(Job(folder=Path("runs/a/0"), settings=settings), [])
+        assert control is not None and control.settings.method.name == f"null_context({settings.method.name})"
+        assert control.settings.method.arguments == settings.method.arguments | kind
+        assert uncontrolled(control.settings.method) == settings.method

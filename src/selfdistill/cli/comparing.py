@@ -13,6 +13,7 @@ from selfdistill.config import MethodSettings, Settings, load_settings, read_set
 from selfdistill.imports import nearest
 from selfdistill.launcher import Job, launch
 from selfdistill.method_names import build_method
+from selfdistill.methods.controls import null_kind
 from selfdistill.pairing import Seeds, group, uncontrolled, with_peers
 from selfdistill.plots import gains
 from selfdistill.runs import SavedRun, open_run
@@ -147,18 +148,19 @@ def plan(recipes: Sequence[str], *, seeds: int, output: Path, overrides: Mapping
 
 
 def null_control(job: Job, by_hand: Sequence[Job]) -> Job | None:
-    """The same run with the context of another problem, `null_context`; None where the teacher reads nothing, or a null was given by hand."""
+    """The same run under `null_context`, of `null_kind`; None where the teacher reads nothing, or a null was given by hand."""
     method = job.settings.method
     if any(null.settings.method.name == method.name for null in by_hand) or uncontrolled(method):
         return None
     length = job.settings.sampling.max_completion_length
-    build_method(method.name, method.arguments, max_completion_length=length)
+    kind = null_kind(build_method(method.name, method.arguments, max_completion_length=length))
+    arguments = method.arguments | ({} if kind == "shuffled" else {"kind": kind})
     try:
-        build_method(name := f"null_context({method.name})", method.arguments, max_completion_length=length)
+        build_method(name := f"null_context({method.name})", arguments, max_completion_length=length)
     except ValueError:
         return None
     folder = job.folder.parent.with_name(f"{job.folder.parent.name}.null") / job.folder.name
-    control = MethodSettings(name=name, **method.arguments)
+    control = MethodSettings(name=name, **arguments)
     return Job(folder=folder, settings=job.settings.model_copy(update={"method": control, "output_dir": str(folder)}))
 
 

@@ -25,11 +25,13 @@ def other_direction(method: Method) -> Method:
     return replace(method, divergence=reversed_direction(_read(method)))
 
 
-def other_weights(method: Method, *, teacher: TeacherWeights | None = None) -> Method:
-    """Other weights read the teacher's prompts: `teacher`, else live ones for frozen ones, frozen ones for any that move."""
+def other_weights(method: Method, *, weights: TeacherWeights | None = None) -> Method:
+    """Other weights read the teacher's prompts: those given, else live ones for frozen ones, frozen ones for any that move."""
     if not method.reads_teacher or isinstance(method.teacher, External):
         raise ValueError("this method's teacher is another model or none, which no other weights of the student can stand in for")
-    return replace(method, teacher=teacher or (Live() if method.teacher == Frozen() else Frozen()))
+    if weights == method.teacher:
+        raise ValueError(f"this method's prompts are already read by {weights}; set method.weights")
+    return replace(method, teacher=weights or (Live() if method.teacher == Frozen() else Frozen()))
 
 
 def _read(method: Method) -> Divergence:

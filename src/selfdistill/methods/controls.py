@@ -3,23 +3,31 @@
 from dataclasses import replace
 from typing import Literal
 
-from selfdistill.contexts import FromAnotherProblem, FullPrompt, NoTeacher, SamePrompt, SuccessfulPeer, holds
-from selfdistill.feedback import LendGroups
+from selfdistill.contexts import Context, FromAnotherProblem, FullPrompt, NoTeacher, SamePrompt, SuccessfulPeer, holds
+from selfdistill.feedback import CountSameContext, LendGroups
 from selfdistill.method import Method
+from selfdistill.notes import Skills
 from selfdistill.null_contexts import Blank, Scrambled, Wrong
 
 
 def null_context(method: Method, *, kind: Literal["empty", "shuffled", "wrong", "random"] = "shuffled") -> Method:
     """The method's words around nothing, another problem's texts, falsehoods about this one, or another's words in random order.
 
-    Groups are lent before the method's own stages, which may read the context already; what those write on a donor is seen all the same.
     Raises ValueError for a method whose teacher reads only what the student does.
     """
     if not method.reads_teacher or isinstance(method.context, NoTeacher | SamePrompt | FullPrompt):
         raise ValueError("this method's teacher reads nothing beyond the student's prompt, so no null context changes it")
     parts = {"empty": Blank, "shuffled": FromAnotherProblem, "wrong": Wrong, "random": Scrambled}
-    lenders = () if kind == "empty" else (LendGroups(),)
-    return replace(method, feedback=(*lenders, *method.feedback), context=parts[kind](method.context))
+    context = parts[kind](method.context)
+    return replace(method, context=context) if kind == "empty" else _lending(method, context)
+
+
+def null_kind(method: Method) -> Literal["empty", "shuffled"]:
+    """The null control that a comparison puts beside a method: another problem's texts, or a blank where a text is not about one problem.
+
+    Skills of one bank serve all problems: another problem's help too, and are the same ones where the bank is no larger than `pairs` (SGSD).
+    """
+    return "empty" if holds(method.context, Skills) else "shuffled"
 
 
 def shuffled_context(method: Method) -> Method:
@@ -31,4 +39,9 @@ def shuffled_peers(method: Method) -> Method:
     """Every teacher reads its own problem's answer, but peers of the next problem of the step."""
     if not method.reads_teacher or not holds(method.context, SuccessfulPeer):
         raise ValueError("this method's teacher reads no successful peer, so those of another problem change nothing")
-    return replace(method, feedback=(LendGroups(), *method.feedback), context=FromAnotherProblem(method.context, keep_answer=True))
+    return _lending(method, FromAnotherProblem(method.context, keep_answer=True))
+
+
+def _lending(method: Method, context: Context) -> Method:
+    """Groups are lent before the method's own stages, which may score under the context; what those write on a donor is seen all the same."""
+    return replace(method, feedback=(LendGroups(), *method.feedback, CountSameContext(context, method.context)), context=context)

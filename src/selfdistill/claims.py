@@ -168,7 +168,7 @@ def _method(named: Named) -> MethodSettings:
 
 
 def _between(claim: Claim, measured: Sequence[Measured]) -> list[Figure]:
-    """A figure for every group of the better method, against the most alike of the other one's."""
+    """A figure for every group of the better method, against the most alike of the other one's; of unlike ones only where none of the bed is alike."""
     found = []
     others = [] if claim.than == "base" else [(one, "") for one in runs_of(claim.than, measured)]
     if claim.instead:
@@ -188,7 +188,8 @@ def _between(claim: Claim, measured: Sequence[Measured]) -> list[Figure]:
         wrote = [fmean(entry.seeds[seed].rollout_tokens for seed in shared) for entry in (one.entry, other.entry)]
         apart = wrote[0] / wrote[1] - 1 if wrote[1] else 0.0
         found += _figure(one, paired(other.entry, one.entry), seeds=shared, tokens_apart=apart, differing=differing[id(other)])
-    return found
+    alone = {figure.bed for figure in found if not figure.differing}
+    return [figure for figure in found if not (figure.differing and figure.bed in alone)]
 
 
 def _figure(one: Measured, found: Difference | None, *, seeds: Sequence[int], tokens_apart: float = 0.0, differing: tuple[str, ...] = ()) -> list[Figure]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from peft import LoraConfig, get_peft_model
 from test_resume import Words
 from tiny_models import tiny_policy, tiny_problems
 
@@ -18,6 +19,7 @@ from selfdistill.config import make_settings
 from selfdistill.conversations import Full
 from selfdistill.evaluate import Evaluation, evaluate
 from selfdistill.measuring import STALE_S, Measurement
+from selfdistill.models import Policy
 
 
 @pytest.fixture
@@ -161,6 +163,44 @@ def test_another_rope_other_stops_and_another_template_are_other_models(own):
         assert replace(own, policy=policy).key != key
     assert replace(own, policy=tiny_policy(seed=0)).key == key
     assert replace(own, reward=lambda prompts, completions: [0.0] * len(completions)).key != key
+
+
+def adapted(rank: int = 4, *, alpha: int = 8, seed: int = 0, trained: bool = False, teacher: bool = False, **kind) -> Policy:
+    """The base of `own` under an adapter; `teacher` keeps a second one beside."""
+    policy = tiny_policy(seed=0)
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM", **kind)
+    policy = Policy(get_peft_model(policy.model, config), policy.tokenizer, fresh_adapter=True)
+    if trained:
+        torch.manual_seed(7)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn_like(parameter))
+    if teacher:
+        policy.add_adapter("average")
+    return policy
+
+
+def test_an_untrained_adapter_is_its_base_and_a_trained_one_is_known_by_its_configuration(own):
+    """A base is measured once for all methods, ranks and full training, and alpha makes another function of the same factors."""
+    base = {replace(own, policy=adapted(**kind)).key for kind in ({}, {"rank": 2, "alpha": 4}, {"seed": 1}, {"teacher": True}, {"lora_dropout": 0.1})}
+    assert base == {own.key}
+    trained = replace(own, policy=adapted(trained=True)).key
+    assert trained == replace(own, policy=adapted(trained=True, teacher=True)).key == replace(own, policy=adapted(trained=True, lora_dropout=0.1)).key
+    others = [adapted(trained=True, **kind) for kind in ({"alpha": 64}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 1}})]
+    assert len({own.key, trained, *(replace(own, policy=policy).key for policy in others)}) == 5
+    assert replace(own, policy=adapted(use_dora=True)).key != own.key, "normalised weights are rounded: another function"
+
+
+def test_one_seed_for_all_evaluations_measures_a_base_once(tmp_path, monkeypatch):
+    seen = counting(monkeypatch)
+    own = [measurement(tmp_path, seed=seed) for seed in (0, 1, 2)]
+    runs = [replace(m, settings=m.settings.model_copy(update={"eval": m.settings.eval.model_copy(update={"seed": 5})})) for m in own]
+    first = runs[0].measure()
+    assert [run.measure()["scores"] for run in runs] == [first["scores"]] * 3 and sum(seen) == 14
+    assert runs[0].key == measurement(tmp_path, seed=5).key, "what was measured under a run's own seed is found again"
+    assert first["texts"] == measurement(tmp_path, seed=5, cache=None).measure()["texts"]
 
 
 def test_what_nobody_continues_is_swept_away_and_what_may_be_continued_stays(own, tmp_path):

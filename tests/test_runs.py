@@ -33,6 +33,18 @@ def test_rollouts_come_back_as_they_were_with_their_problems(run):
                 assert (one.reward, one.index, one.annotations, one.trained) == (other.reward, other.index, other.annotations, other.trained)
 
 
+def test_a_problem_that_a_step_held_twice_is_two_groups(run):
+    """Peers that training did not have would be read as a rollout's own, and a group's mean reward as another one's."""
+    folder, seen = run
+    path = folder / "rollouts" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    first = [row for row in rows if row["problem_id"] == rows[0]["problem_id"]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*first, *first, *first[:1], *first[:1]]))
+    found = open_run(folder).groups(1)
+    assert [len(group.rollouts) for group in found] == [len(seen[0][0].rollouts)] * 2 + [1, 1]
+    assert {group.problem.id for group in found} == {first[0]["problem_id"]}
+
+
 def test_metrics_and_evaluations_by_step(run):
     folder, _ = run
     with (folder / "metrics.jsonl").open("a") as file:

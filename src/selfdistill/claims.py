@@ -1,11 +1,11 @@
 """What the papers claim against what was measured: claims as data, finished runs and their diagnostics in, a figure with its interval and a verdict out."""
 
-import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from math import isfinite, sqrt
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -13,9 +13,19 @@ from scipy.stats import t as student_t
 
 from selfdistill.compare import TOKENS_APART, Difference, Entry, difference, paired
 from selfdistill.config import MethodSettings, Settings
-from selfdistill.pairing import same_but_seed
+from selfdistill.pairing import MEASURED, same_but_seed, uncontrolled, written
+from selfdistill.recognition import innermost, is_of, unplaced
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
+Named = str | Mapping[str, Any]
+"""A method as a recipe writes it: its name, or a table with arguments."""
+MACHINE = tuple(f"model.{key}" for key in ("device", "attention", "layout", "gradient_checkpointing", "teacher_offload"))
+ON_WHAT = (*MACHINE, "tokens_per_batch", "sampling.batch_size")
+"""Settings of how a machine does the same work."""
+Column = Literal["testbed", "real model", ""]
+COLUMNS: tuple[Column, ...] = ("testbed", "real model")
+TESTBED = "arithmetic"
+"""The testbed's task."""
 VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "cannot tell")
 
 
@@ -23,8 +33,8 @@ VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "cannot tell")
 class Claim:
     """A directional claim, between two methods (`more`, `than`) or about a figure of a diagnostic (`diagnostic`, `value`).
 
-    A method is written as after --method; with arguments, `rcsd(rubrics=RandomRubric)`, it is the run whose arguments begin so, and the bare
-    name is then every other one. `than = "base"` is the model before training.
+    A method is written as in a recipe, as its name or as a table with arguments, and known in runs by what it builds (recognition.py).
+    `than = "base"` is the model before training.
     """
 
     paper: str
@@ -34,8 +44,10 @@ class Claim:
     below: float | None = None
     seeds: int = 3
     """Fewer cannot tell."""
-    more: str = ""
-    than: str = ""
+    more: Named = ""
+    than: Named = ""
+    instead: Named = ""
+    """Where there is no run of `than`, what its place is shown by: another comparison than the claim's, which cannot tell."""
     equal_tokens: bool = False
     """The claim is about equal rollout tokens: shares further apart than TOKENS_APART cannot tell."""
     diagnostic: str = ""
@@ -45,8 +57,8 @@ class Claim:
     over: str = ""
     where: Mapping[str, Any] = field(default_factory=dict)
     """What must stand in the diagnostic's file, such as `checkpoint = 0`."""
-    run: str = ""
-    """The method whose runs the diagnostic must be of; of any run where none is named."""
+    run: Named = ""
+    """The method whose runs the diagnostic must be of. Where none is named, it is about what no training has touched: runs of any method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,23 @@ class Measured:
     entry: Entry
     diagnostics: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """By seed, the diagnostics' JSON files."""
+    tiny: bool = False
+    """The model is the shipped base or one of its kind, trained from scratch on the testbed's task: no pretrained language model."""
+
+    @property
+    def method(self) -> str:
+        """As it would be written in Python."""
+        return written(unplaced(self.settings.method))
+
+    @property
+    def label(self) -> str:
+        """The name of its runs' folders, without the seed."""
+        return Path(self.entry.name).name
+
+    @property
+    def column(self) -> Column:
+        """Where its figures stand: the testbed is the tiny base on arithmetic; on another task such a base shows neither."""
+        return "real model" if not self.tiny else "testbed" if self.settings.task.name == TESTBED else ""
 
     @property
     def bed(self) -> tuple[str, str]:
@@ -70,15 +99,17 @@ class Figure:
     """What was measured of a claim on one bed."""
 
     bed: tuple[str, str]
+    column: Column
     of: str
-    """Between what, where that is not in the claim's own words."""
+    """The name under which its runs are listed."""
     mean: float
     ci95: tuple[float, float] | None
     """None where there is no interval: a single seed of a figure that has none over problems."""
     seeds: int
-    problems: int | None
     tokens_apart: float = 0.0
     """Share by which the first method's rollout tokens exceed the second's."""
+    differing: tuple[str, ...] = ()
+    """Settings in which the two differ beyond what the claim is about, and who stands in for whom."""
     points: bool = False
     """A difference of accuracies, told in points."""
 
@@ -98,19 +129,16 @@ def read_claims() -> list[Claim]:
 
 def judge_claims(claims: Sequence[Claim], measured: Sequence[Measured]) -> list[Judged]:
     """Every claim with what was measured of it; beds in the order in which they are given."""
-    names = {name for claim in claims for name in (claim.more, claim.than, claim.run) if name}
-    owned = {name: [m for m in measured if _owner(m.settings.method, names) == name] for name in names}
     found = []
     for claim in claims:
-        figures = _of_diagnostic(claim, owned[claim.run] if claim.run else measured) if claim.diagnostic else _between(claim, owned)
+        figures = _of_diagnostic(claim, runs_of(claim.run, measured) if claim.run else measured) if claim.diagnostic else _between(claim, measured)
         found.append(Judged(claim=claim, figures=tuple((figure, verdict(claim, figure)) for figure in figures)))
     return found
 
 
 def verdict(claim: Claim, figure: Figure) -> Verdict:
-    """Where the interval lies wholly on one side of the claim's bound; fewer seeds than stated, no interval or unequal tokens cannot tell."""
-    uneven = claim.equal_tokens and abs(figure.tokens_apart) > TOKENS_APART
-    if figure.ci95 is None or figure.seeds < claim.seeds or uneven:
+    """Where the interval lies wholly on one side of the claim's bound."""
+    if figure.ci95 is None or untold(claim, figure):
         return "cannot tell"
     low, high = figure.ci95
     if claim.below is not None:
@@ -119,67 +147,81 @@ def verdict(claim: Claim, figure: Figure) -> Verdict:
     return "holds" if low > bound else "does not hold" if high < bound else "cannot tell"
 
 
-def unplaced(settings: Settings) -> Settings:
-    """The same with another model's folder taken out of the method's arguments: a teacher trained beside each seed is one teacher."""
-    arguments = {
-        key: re.sub(r"External\([^)]*\)", "External()", value) if isinstance(value, str) else value for key, value in settings.method.arguments.items()
-    }
-    return settings.model_copy(update={"method": MethodSettings(name=settings.method.name, **arguments)})
+def untold(claim: Claim, figure: Figure) -> str:
+    """Why a figure cannot tell wherever its interval lies: other settings, too few seeds, no interval, unequal tokens; empty where it could."""
+    if figure.differing:
+        return "; ".join(figure.differing)
+    if figure.seeds < claim.seeds:
+        return f"{figure.seeds} of {claim.seeds} seeds"
+    if figure.ci95 is None:
+        return "no interval"
+    return f"rollout tokens {figure.tokens_apart:+.1%}" if claim.equal_tokens and abs(figure.tokens_apart) > TOKENS_APART else ""
 
 
-def _owner(method: MethodSettings, names: set[str]) -> str | None:
-    """The most specific of the names that are this method's."""
-    return max((name for name in names if _is(method, name)), key=len, default=None)
+def runs_of(named: Named, measured: Sequence[Measured]) -> list[Measured]:
+    """The groups of runs that trained a claimed method."""
+    return [one for one in measured if is_of(one.settings, _method(named))]
 
 
-def _is(method: MethodSettings, name: str) -> bool:
-    bare, _, wanted = name.removesuffix(")").partition("(") if "=" in name else (name, "", "")
-    asked = [argument.strip().partition("=") for argument in wanted.split(";") if argument]
-    return method.name == bare and all(str(method.arguments.get(key, "")).startswith(value) for key, _, value in asked)
+def _method(named: Named) -> MethodSettings:
+    return MethodSettings(name=named) if isinstance(named, str) else MethodSettings(**named)
 
 
-def _between(claim: Claim, owned: Mapping[str, Sequence[Measured]]) -> list[Figure]:
-    """A figure for every group of the better method, against the most alike of the other one's."""
+def _between(claim: Claim, measured: Sequence[Measured]) -> list[Figure]:
+    """A figure for every group of the better method, against the most alike of the other one's; of unlike ones only where none of the bed is alike."""
     found = []
-    for one in owned.get(claim.more, ()):
+    others = [] if claim.than == "base" else [(one, "") for one in runs_of(claim.than, measured)]
+    if claim.instead:
+        others += [(one, f"{one.method} in place of {written(_method(claim.than))}") for one in runs_of(claim.instead, measured)]
+    about = {key for named in (claim.more, claim.than) for key in _method(named).arguments}
+    for one in runs_of(claim.more, measured):
         runs = one.entry.seeds
         if claim.than == "base":
-            found += _figure(one, difference([(run.base, run.trained) for run in runs.values()]), seeds=list(runs), of=f"`{one.entry.method}` - base")
+            found += _figure(one, difference([(run.base, run.trained) for run in runs.values()]), seeds=list(runs))
             continue
-        alike = [m for m in owned.get(claim.than, ()) if _bed_key(m) == _bed_key(one) and set(m.entry.seeds) & set(runs)]
-        if alike:
-            other = min(alike, key=lambda m: len(_apart(one.settings, m.settings)))
-            shared = [seed for seed in runs if seed in other.entry.seeds]
-            written = [fmean(entry.seeds[seed].rollout_tokens for seed in shared) for entry in (one.entry, other.entry)]
-            apart = written[0] / written[1] - 1 if written[1] else 0.0
-            found += _figure(one, paired(other.entry, one.entry), seeds=shared, of=_named(one, other), tokens_apart=apart)
-    return found
+        alike = [(other, why) for other, why in others if _bed_key(other) == _bed_key(one) and set(other.entry.seeds) & set(runs)]
+        if not alike:
+            continue
+        differing = {id(other): (*([why] if why else []), *_apart(one.settings, other.settings, about)) for other, why in alike}
+        other = min((m for m, _ in alike), key=lambda m: (len(differing[id(m)]), -len(set(m.entry.seeds) & set(runs)), m.method, differing[id(m)]))
+        shared = [seed for seed in runs if seed in other.entry.seeds]
+        wrote = [fmean(entry.seeds[seed].rollout_tokens for seed in shared) for entry in (one.entry, other.entry)]
+        apart = wrote[0] / wrote[1] - 1 if wrote[1] else 0.0
+        found += _figure(one, paired(other.entry, one.entry), seeds=shared, tokens_apart=apart, differing=differing[id(other)])
+    alone = {figure.bed for figure in found if not figure.differing}
+    return [figure for figure in found if not (figure.differing and figure.bed in alone)]
 
 
-def _figure(one: Measured, found: Difference | None, *, seeds: Sequence[int], of: str, tokens_apart: float = 0.0) -> list[Figure]:
+def _figure(one: Measured, found: Difference | None, *, seeds: Sequence[int], tokens_apart: float = 0.0, differing: tuple[str, ...] = ()) -> list[Figure]:
     """None where no seed finished."""
     if found is None:
         return []
-    problems = len(one.entry.seeds[seeds[0]].base.scores)
-    return [Figure(bed=one.bed, of=of, mean=found.mean, ci95=found.ci95, seeds=len(seeds), problems=problems, tokens_apart=tokens_apart, points=True)]
-
-
-def _named(one: Measured, other: Measured) -> str:
-    """Both sides as they were run, with the settings in which they differ beyond the method."""
-    differing = ", ".join(f"{key} {ours} against {theirs}" for key, (ours, theirs) in _apart(one.settings, other.settings).items() if "method." not in key)
-    return f"`{one.entry.method}` - `{other.entry.method}`" + (f"; {differing}" if differing else "")
+    about = {"bed": one.bed, "column": one.column, "of": one.label, "seeds": len(seeds)}
+    return [Figure(**about, mean=found.mean, ci95=found.ci95, tokens_apart=tokens_apart, differing=differing, points=True)]
 
 
 def _bed_key(measured: Measured) -> tuple[Any, ...]:
     own = measured.settings
-    return own.model.path, repr(own.task.model_dump()), *next(iter(measured.entry.seeds.values())).base.problem_ids
+    decoding = [repr(getattr(own.eval, key)) for key in MEASURED]
+    return own.model.path, repr(own.task.model_dump()), *decoding, *next(iter(measured.entry.seeds.values())).base.problem_ids
 
 
-def _apart(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two runs differ, the seed and the method's name aside."""
-    ours, theirs = _flat(same_but_seed(one)), _flat(same_but_seed(other))
-    keys = [key for key in [*ours, *(k for k in theirs if k not in ours)] if key != "method.name"]
-    return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
+def _apart(one: Settings, other: Settings, about: set[str]) -> list[str]:
+    """Settings beyond the method in which two runs differ, the seed aside; of one method's two forms, its arguments that the claim does not name too."""
+    ours, theirs = _flat(_without_method(one)), _flat(_without_method(other))
+    arguments = [uncontrolled(s.method) or s.method for s in (one, other)]
+    if innermost(one.method) == innermost(other.method):
+        shared = {f"method.{key}" for method in arguments for key in method.arguments if key not in about}
+    else:
+        # two methods that both learn from another model have the same one
+        shared = {"method.teacher"} if all("External" in str(method.arguments.get("teacher")) for method in arguments) else set()
+    ours, theirs = ({**own, **{key: _flat(same_but_seed(s)).get(key) for key in sorted(shared)}} for own, s in ((ours, one), (theirs, other)))
+    keys = [key for key in [*ours, *(k for k in theirs if k not in ours)] if key not in ON_WHAT]
+    return [f"{key} {ours.get(key)} against {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
+
+
+def _without_method(settings: Settings) -> dict[str, Any]:
+    return {key: value for key, value in same_but_seed(settings).items() if key != "method"}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -190,17 +232,21 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _of_diagnostic(claim: Claim, measured: Sequence[Measured]) -> list[Figure]:
-    """One figure a bed: the mean over seeds, each seed once, with the widest span of their intervals over problems, else Student's t over seeds."""
-    beds: dict[tuple[str, str], dict[int, tuple[float, tuple[float, float] | None]]] = {}
+    """A figure for every group of runs, the mean over its seeds, with the widest span of their intervals over problems, else Student's t over seeds."""
+    found = []
     for one in measured:
-        for seed, data in ((seed, data) for seed, found in one.diagnostics.items() for data in found):
+        values = {}
+        for seed, data in ((seed, data) for seed, written_by in one.diagnostics.items() for data in written_by):
             fits = data["diagnostic"] == claim.diagnostic and all(data.get(k, data["result"].get(k)) == v for k, v in claim.where.items())
             if fits and (value := _value(claim, data["result"])) is not None:
-                beds.setdefault(one.bed, {}).setdefault(seed, value)
-    return [_pooled(bed, list(found.values())) for bed, found in beds.items()]
+                values.setdefault(seed, value)
+        if values:
+            mean, ci95 = _pooled(list(values.values()))
+            found.append(Figure(bed=one.bed, column=one.column, of=one.label, mean=mean, ci95=ci95, seeds=len(values)))
+    return found
 
 
-def _pooled(bed: tuple[str, str], values: Sequence[tuple[float, tuple[float, float] | None]]) -> Figure:
+def _pooled(values: Sequence[tuple[float, tuple[float, float] | None]]) -> tuple[float, tuple[float, float] | None]:
     means, intervals = [mean for mean, _ in values], [ci for _, ci in values if ci is not None]
     mean, ci95 = fmean(means), None
     if len(intervals) == len(values):
@@ -208,7 +254,7 @@ def _pooled(bed: tuple[str, str], values: Sequence[tuple[float, tuple[float, flo
     elif len(values) > 1:
         half = float(student_t.ppf(0.975, len(means) - 1)) * stdev(means) / sqrt(len(means))
         ci95 = mean - half, mean + half
-    return Figure(bed=bed, of="", mean=mean, ci95=ci95, seeds=len(values), problems=None)
+    return mean, ci95
 
 
 def _value(claim: Claim, result: Mapping[str, Any]) -> tuple[float, tuple[float, float] | None] | None:

@@ -162,6 +162,8 @@ class EvalSettings(Section):
     """The chat-template flag; none: sampling's."""
     batch_size: int = Field(default=512, ge=1)
     """Completions written at once."""
+    seed: int | None = None
+    """Of the samples; none: the run's. One for all runs measures a base once, and its luck is then in every seed's gain."""
     cache: str | None = "auto"
     """Folder of evaluations that were made before; auto: .evaluations beside the run's folder; none: measures anew."""
 

@@ -26,11 +26,11 @@ from selfdistill.config import Settings
 from selfdistill.contexts import student_messages
 from selfdistill.conversations import Conversation, Full
 from selfdistill.evaluate import Evaluation, graded_samples, require_graded
+from selfdistill.identity import weights_hash
 from selfdistill.models import Policy
 from selfdistill.sampling.transformers import TransformersSampler, stop_ids
 from selfdistill.tasks import Task
 from selfdistill.tasks.grading import RewardFunction
-from selfdistill.teachers import weights_hash
 from selfdistill.types import Problem
 
 FORMAT = 3
@@ -57,6 +57,11 @@ class Measurement:
     def samples(self) -> int:
         return len(self.problems) * self.settings.eval.num_samples
 
+    @property
+    def seed(self) -> int:
+        """Of the samples: the run's where `eval.seed` names none."""
+        return self.settings.seed if self.settings.eval.seed is None else self.settings.eval.seed
+
     @cached_property
     def about(self) -> dict[str, Any]:
         """Everything that the scores depend on: weights, problems as the model reads them, decoding, grading, seed."""
@@ -74,7 +79,7 @@ class Measurement:
             "reward": self.reward and {"name": getattr(self.reward, "__qualname__", type(self.reward).__qualname__), "code": _code(self.reward)},
             "decoding": {name: getattr(settings.eval, name) for name in DECODING}
             | {"max_completion_length": sampler.max_completion_length, "thinking": sampler.thinking},
-            "seed": settings.seed,
+            "seed": self.seed,
         }
 
     @cached_property
@@ -125,10 +130,10 @@ class Measurement:
 
     def _record(self, parts: Path | None, on_progress: Progress | None) -> dict[str, Any]:
         start = time.perf_counter()
-        seed_all(self.settings.seed)
+        seed_all(self.seed)
         evaluation, before = self._evaluation(parts, on_progress)
         seconds = before + time.perf_counter() - start
-        about = {"eval": self.settings.eval.model_dump(exclude={"every", "at_end", "cache"}), "weights": self.about["weights"]}
+        about = {"eval": self.settings.eval.model_dump(exclude={"every", "at_end", "cache", "seed"}), "weights": self.about["weights"]}
         # as it will be read again
         return json.loads(json.dumps(evaluation.to_json() | about | {"key": self.key, "about": self.about, "seconds": seconds}))
 

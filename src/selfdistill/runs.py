@@ -54,13 +54,18 @@ class SavedRun:
         return rows
 
     def groups(self, step: int) -> list[Group]:
-        """The rollouts of a step by problem, with all that the run's task knows of the problem; of one that it no longer has, prompt and answer."""
-        groups: dict[str, Group] = {}
+        """The groups of a step as they were written, with all that the run's task knows of the problem; of one that it no longer has, prompt and answer.
+
+        A group's rollouts stand together and their index rises, so that a problem that the step held twice is two groups.
+        """
+        groups: list[Group] = []
+        before: dict[str, Any] = {}
         for row in self.rows(step):
-            key = row["problem_id"] or json.dumps(row["prompt"])
-            problem = self._problems.get(row["problem_id"]) or Problem(prompt=tuple(row["prompt"]), answer=row["answer"], id=row["problem_id"])
-            groups.setdefault(key, Group(problem=problem, rollouts=[])).rollouts.append(rollout_from(row))
-        return list(groups.values())
+            if not groups or _named(row) != _named(before) or row["index"] <= before["index"]:
+                problem = self._problems.get(row["problem_id"]) or Problem(prompt=tuple(row["prompt"]), answer=row["answer"], id=row["problem_id"])
+                groups.append(Group(problem=problem, rollouts=[]))
+            groups[-1].rollouts.append(rollout_from(before := row))
+        return groups
 
     @cached_property
     def _problems(self) -> dict[str, Problem]:
@@ -98,6 +103,11 @@ def require_own_tokens(groups: Sequence[Group], tokenizer: "PreTrainedTokenizerB
         read = chat.decode(rollout.completion_ids) if max(rollout.completion_ids, default=0) < len(tokenizer) else None
         if read != rollout.text:
             raise ValueError(f"these rollouts were written with another tokenizer than the model's: {rollout.text[:40]!r} reads as {(read or '')[:40]!r}")
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """Which problem a rollout answers."""
+    return row["problem_id"] or json.dumps(row["prompt"])
 
 
 def _step(path: Path) -> int:

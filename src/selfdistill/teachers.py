@@ -1,13 +1,14 @@
 """Whose weights read a view. A TeacherWeights part says who "teacher" is; `start` makes the reader that a run keeps and checkpoints."""
 
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+
+from selfdistill.identity import weights_hash
 
 if TYPE_CHECKING:
     from selfdistill.models import Policy
@@ -95,15 +96,6 @@ def _frozen_copy(policy: "Policy") -> "Policy":
     twin = copy.deepcopy(policy)
     twin.requires_grad_(False)
     return twin.eval()
-
-
-def weights_hash(policy: "Policy") -> str:
-    """SHA-256 over names and bytes of all parameters: the identity of a policy's weights."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(policy.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

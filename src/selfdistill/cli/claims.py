@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from selfdistill.cli.commands import _Command
+from selfdistill.recipes import ASSETS
 
 if TYPE_CHECKING:
-    from selfdistill.claims import Judged, Measured
+    from selfdistill.claims import Measured
+    from selfdistill.config import Settings
 
-TESTBED = "arithmetic"
-"""The task whose figures stand in the ledger's first column; every other one is a real model's."""
+SHIPPED = "tiny"
+"""The testbed's base, as model.path names it."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,20 @@ class Claims(_Command):
 
     def run(self, overrides: Mapping[str, Any]) -> None:
         from selfdistill.atomic import require_file, write_whole
-        from selfdistill.claims import VERDICTS, judge_claims, read_claims
+        from selfdistill.claims import COLUMNS, VERDICTS, judge_claims, read_claims
         from selfdistill.cli.actions import out
+        from selfdistill.cli.ledger import NOT_MEASURED, page, shown, summed
 
         if not self.runs:
             # a ledger of nothing would be written over the one that is there
             raise ValueError("there are no runs to judge the claims by; give folders of finished runs")
         require_file(self.output)
-        found = judge_claims(read_claims(), measure(self.runs))
-        write_whole(self.output, page(found, self.runs))
-        for name, real in (("testbed", False), ("real models", True)):
-            counts = Counter(_verdict(_of(judged, real=real)) for judged in found)
-            out.print(f"{name}: " + ", ".join(f"{counts[v]} {v}" for v in (*VERDICTS, "not measured")))
+        measured = measure(self.runs)
+        found = judge_claims(read_claims(), measured)
+        write_whole(self.output, page(found, measured))
+        for column in COLUMNS:
+            counts = Counter(summed(shown(judged, column), judged.claim) for judged in found)
+            out.print(f"{column}: " + ", ".join(f"{counts[v]} {v}" for v in (*VERDICTS, NOT_MEASURED)))
         out.print(f"wrote {self.output}")
 
 
@@ -49,14 +53,14 @@ def measure(folders: Sequence[Path]) -> "list[Measured]":
 
     Raises ValueError on a folder without a finished run.
     """
-    from selfdistill.claims import Measured, unplaced
+    from selfdistill.claims import Measured
     from selfdistill.cli.comparing import entries, finished, models
     from selfdistill.pairing import MEASURED, group, with_peers
     from selfdistill.runs import open_run
 
     beds: dict[str, list[tuple[Path, Any]]] = {}
     for folder in folders:
-        own = unplaced(open_run(folder).settings)
+        own = open_run(folder).settings
         key = repr((own.model.path, own.task.model_dump(), [getattr(own.eval, name) for name in MEASURED]))
         beds.setdefault(key, []).append((folder, own))
     done = {folder: finished(folder) for folder in models(folders)}
@@ -64,7 +68,8 @@ def measure(folders: Sequence[Path]) -> "list[Measured]":
     for runs in beds.values():
         groups = with_peers(group(runs))
         for one, entry in zip(groups, entries(groups, done, {}), strict=True):
-            found.append(Measured(settings=one.settings, entry=entry, diagnostics={seed: _diagnostics(folder) for seed, folder in one.folders.items()}))
+            files = {seed: _diagnostics(folder) for seed, folder in one.folders.items()}
+            found.append(Measured(settings=one.settings, entry=entry, diagnostics=files, tiny=any(_is_tiny(one.settings, f) for f in one.folders.values())))
     return found
 
 
@@ -81,73 +86,18 @@ def _diagnostics(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def page(found: "Sequence[Judged]", folders: Sequence[Path]) -> str:
-    """The whole ledger as Markdown."""
-    lines = ["# Claims", "", _head(folders), "", _summary(found)]
-    for paper in dict.fromkeys(judged.claim.paper for judged in found):
-        lines += ["", f"## {paper}", "", "| claim | testbed | verdict | real model | verdict |", "|---|---|---|---|---|"]
-        for judged in (j for j in found if j.claim.paper == paper):
-            sides = [_of(judged, real=real) for real in (False, True)]
-            lines.append(f"| {_cell(judged.claim.statement)} | " + " | ".join(f"{_figures(side)} | {_verdicts(side)}" for side in sides) + " |")
-    names = ", ".join(f"`{folder.name}`" for folder in sorted(folders, key=lambda f: f.name))
-    return "\n".join([*lines, "", "## Runs", "", names or "none"]) + "\n"
+def _is_tiny(settings: "Settings", folder: Path) -> bool:
+    """Whether a run's model is the testbed's base or a checkpoint of its shape and vocabulary, by the path, the folder there or the run's own checkpoints."""
+    if settings.model.path == SHIPPED:
+        return True
+    known = _shape(ASSETS / "tiny_base")
+    return any(_shape(place) == known for place in (Path(settings.model.path), *(folder / "checkpoints").glob("step_*")))
 
 
-def _head(folders: Sequence[Path]) -> str:
-    return (
-        f"Written by `selfdistill claims RUN ...` from the {len(folders)} runs named at the end and the diagnostics in their folders; not edited by hand. "
-        "A claim that fails stays on the page.\n\n"
-        "The claims are the papers', restated as one figure with a bound: a difference of avg@k after the last step, mean over seeds, paired by seed and "
-        "problem, in points (0 is the bound where none is said), or a figure of a [diagnostic](diagnostics.md). Bounds for which the paper has no number "
-        "are ours. Brackets are 95 % intervals: of differences, bootstraps that draw seeds and problems (one seed: "
-        "problems alone); of a diagnostic's figure, the widest span of its seeds' bootstraps over problems, "
-        "or Student's t over seeds where the figure has none of its own. A claim *holds* where its interval lies wholly on the claimed side of the bound, "
-        "*does not hold* where it lies wholly on the other, and *cannot* be *told* otherwise: also from fewer seeds than three (one for figures whose "
-        "interval over problems is their own), or where it is about equal rollout tokens and these differ by more than 5 %. Settings in which two methods "
-        "differ beyond the method stand beside the figure. Verdicts are about these models and tasks at these settings, not about the papers' own."
-    )
-
-
-def _summary(found: "Sequence[Judged]") -> str:
-    from selfdistill.claims import VERDICTS
-
-    names = (*VERDICTS, "not measured")
-    rows: list[tuple[str, ...]] = [("", *names)]
-    for name, real in (("testbed", False), ("real model", True)):
-        counts = Counter(_verdict(_of(judged, real=real)) for judged in found)
-        rows.append((name, *(str(counts[v]) for v in names)))
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-def _of(judged: "Judged", *, real: bool) -> "list[tuple[Any, str]]":
-    """The figures of one column with their verdicts."""
-    return [(figure, verdict) for figure, verdict in judged.figures if figure.bed[1].partition(",")[0].startswith(TESTBED) is not real]
-
-
-def _verdict(side: "Sequence[tuple[Any, str]]") -> str:
-    """One for all: that of the figures where they agree."""
-    verdicts = {verdict for _, verdict in side}
-    return "not measured" if not verdicts else verdicts.pop() if len(verdicts) == 1 else "cannot tell"
-
-
-def _verdicts(side: "Sequence[tuple[Any, str]]") -> str:
-    return "<br>".join(verdict for _, verdict in side) or "cannot tell"
-
-
-def _figures(side: "Sequence[tuple[Any, str]]") -> str:
-    return "<br>".join(_figure(figure) for figure, _ in side) or "not measured"
-
-
-def _figure(figure: Any) -> str:
-    """+16.4 [+13.8, +19.1], 3 seeds x 250 problems."""
-    scale, form = (100, "+.1f") if figure.points else (1, ".3f")
-    interval = "" if figure.ci95 is None else f" [{', '.join(format(scale * end, form) for end in figure.ci95)}]"
-    counts = f"{figure.seeds} seed{'s' if figure.seeds > 1 else ''}" + (f" x {figure.problems} problems" if figure.problems else "")
-    tokens = f"; rollout tokens {figure.tokens_apart:+.1%}" if abs(figure.tokens_apart) >= 0.001 else ""
-    told = f"{_cell(figure.of)}: " if figure.of else ""
-    return f"{told}**{scale * figure.mean:{form}}**{interval}, {counts}{tokens} ({', '.join(figure.bed)})"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _shape(folder: Path) -> dict[str, Any] | None:
+    """None of a folder without a model."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text())
+    return {key: config.get(key) for key in ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}

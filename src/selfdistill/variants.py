@@ -5,9 +5,11 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from selfdistill.contexts import holds
 from selfdistill.method import Method, diff
 from selfdistill.method_names import build_method, functions_of
 from selfdistill.methods import CONTROLS, METHODS, WRAPPERS
+from selfdistill.notes import Skills
 
 OWN = "Privileged((PeerSolution(First(), 0.5),))"
 JUDGED = (
@@ -112,6 +114,14 @@ def controls_of(name: str) -> list[Variant]:
     """The controls that change a method, then its ablations. Raises ValueError on an unknown name."""
     method = build_method(name, {}, max_completion_length=1024)
     return [variant for variant in (*_around(name, method), *_within(name)) if diff(method, variant.method)]
+
+
+def null_kind(method: Method) -> Literal["empty", "shuffled"]:
+    """The null control that a comparison puts beside a method: another problem's texts, or a blank where a text is not about one problem.
+
+    Skills of one bank serve all problems: another problem's help too, and are the same ones where the bank is no larger than `pairs` (SGSD).
+    """
+    return "empty" if holds(method.context, Skills) else "shuffled"
 
 
 def _around(name: str, method: Method) -> Iterator[Variant]:

@@ -13,11 +13,11 @@ from selfdistill.config import MethodSettings, Settings, load_settings, read_set
 from selfdistill.imports import nearest
 from selfdistill.launcher import Job, launch
 from selfdistill.method_names import build_method
-from selfdistill.methods.controls import null_kind
 from selfdistill.pairing import Seeds, group, uncontrolled, with_peers
 from selfdistill.plots import gains
 from selfdistill.runs import SavedRun, open_run
 from selfdistill.tables import WIDE, as_json, markdown, notes, terminal
+from selfdistill.variants import null_kind
 
 REFERENCE = "opsd"
 """Whom all others are paired with where nobody else is named."""

@@ -6,7 +6,6 @@ from typing import Literal
 from selfdistill.contexts import Context, FromAnotherProblem, FullPrompt, NoTeacher, SamePrompt, SuccessfulPeer, holds
 from selfdistill.feedback import CountSameContext, LendGroups
 from selfdistill.method import Method
-from selfdistill.notes import Skills
 from selfdistill.null_contexts import Blank, Scrambled, Wrong
 
 
@@ -20,14 +19,6 @@ def null_context(method: Method, *, kind: Literal["empty", "shuffled", "wrong", 
     parts = {"empty": Blank, "shuffled": FromAnotherProblem, "wrong": Wrong, "random": Scrambled}
     context = parts[kind](method.context)
     return replace(method, context=context) if kind == "empty" else _lending(method, context)
-
-
-def null_kind(method: Method) -> Literal["empty", "shuffled"]:
-    """The null control that a comparison puts beside a method: another problem's texts, or a blank where a text is not about one problem.
-
-    Skills of one bank serve all problems: another problem's help too, and are the same ones where the bank is no larger than `pairs` (SGSD).
-    """
-    return "empty" if holds(method.context, Skills) else "shuffled"
 
 
 def shuffled_context(method: Method) -> Method:

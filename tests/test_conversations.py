@@ -280,17 +280,18 @@ def test_from_the_command_line_a_file_of_shards_trains_and_is_measured_as_asked(
     rows = [{"prompt": f"w{i} w{i + 1}", "answer": f"w{i + 2}", "shards": [f"w{i}", f"w{i + 1}"]} for i in range(30)]
     Path("told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("silent.jsonl").write_text("".join(json.dumps({k: v for k, v in row.items() if k != "shards"}) + "\n" for row in rows))
-    data = ["--method", "ccopd", "--task", "told.jsonl", "--model", "base", "--steps", "1", "--prompts_per_step", "2"]
+    told = ["--task", "told.jsonl"]
+    data = ["--method", "ccopd", "--model", "base", "--steps", "1", "--prompts_per_step", "2"]
     small = ["--sampling.num_generations", "2", "--sampling.max_completion_length", "6", "--eval.num_problems", "2", "--eval.num_samples", "1"]
     arguments = [*data, *small, "--eval.every", "0"]
-    main(["train", "quickstart", *arguments, "--eval.conversation", "RawSharded()", "--output_dir", "run"])
+    main(["train", "quickstart", *arguments, *told, "--eval.conversation", "RawSharded()", "--output_dir", "run"])
     assert json.loads(Path("run/evaluations/step_000001.json").read_text())["eval"]["conversation"] == "RawSharded()"
     capsys.readouterr()
     main(["eval", "run"])
     main(["eval", "run", "--eval.conversation", "Full()"])
-    told, full = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run on 2 problems")]
-    assert told == f"{full}, told as RawSharded()"
-    for given, said in ((["--task", "silent.jsonl"], "column 'shards'"), (["--eval.conversation", "raw"], "eval.conversation = 'raw' is not the call")):
+    turns, full = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run on 2 problems")]
+    assert turns == f"{full}, told as RawSharded()"
+    for given, said in ((["--task", "silent.jsonl"], "column 'shards'"), ([*told, "--eval.conversation", "raw"], "eval.conversation = 'raw' is not the call")):
         with pytest.raises(SystemExit) as left:
             main(["train", "quickstart", *arguments, *given, "--output_dir", "refused"])
         assert left.value.code == 2 and said in capsys.readouterr().err and not Path("refused").exists()

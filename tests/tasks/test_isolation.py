@@ -1,5 +1,6 @@
 """Calls that hang, crash or fill the memory end, and the calls around them get their results."""
 
+import importlib
 import json
 import math
 import operator
@@ -72,3 +73,12 @@ def test_a_script_without_a_main_guard_works_and_leaves_no_process_behind(tmp_pa
     while Path(f"/proc/{lines[0]}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{lines[0]}").exists()
+
+
+def test_what_a_module_imports_late_is_not_the_first_calls_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_to_load.py").write_text(
+        "import time\ndone = []\ndef warm():\n    time.sleep(2)\n    done.append(1)\ndef ready():\n    return len(done)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("slow_to_load").ready
+    assert run_isolated(function, [()], timeout_s=1.0, workers=1) == [Outcome(value=1)]

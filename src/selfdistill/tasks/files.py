@@ -1,6 +1,7 @@
 """Datasets of the user's: JSONL, JSON, Parquet or CSV files, folders and hub ids, with columns mapped to what methods read."""
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,11 @@ BOXED_INSTRUCTION = "Reason step by step, and put your final answer within \\box
 BARE = re.compile(r"[\s$]*(\\boxed|####)")
 """A marked answer with no work before it."""
 Row = Mapping[str, Any]
+
+
+def warm() -> None:
+    """Imports what `verify` would at its first formula; a grading process does so before any call's time runs."""
+    importlib.import_module("math_verify")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,10 @@ def serve(file_descriptor: int) -> None:
 def _load(payload: bytes) -> tuple[Callable[..., Any] | None, Outcome]:
     sys.path[:], function = pickle.loads(payload)
     try:
-        return pickle.loads(function), Outcome()
+        loaded = pickle.loads(function)
+        # what the function's module imports late is not its first call's time either
+        getattr(sys.modules.get(getattr(loaded, "__module__", "")), "warm", lambda: None)()
+        return loaded, Outcome()
     except Exception as error:  # importing a user's module may raise anything
         return None, Outcome(error=f"{type(error).__name__}: {error}")
 

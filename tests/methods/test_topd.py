@@ -13,6 +13,7 @@ from tiny_models import tiny_policy
 from torch import Tensor
 
 from selfdistill.api import assemble
+from selfdistill.cli.main import main
 from selfdistill.config import make_settings
 from selfdistill.divergences import ReverseKL
 from selfdistill.methods import null_context, opd, topd, topd_self
@@ -281,3 +282,11 @@ def test_windows_that_leave_the_models_positions_are_refused_before_the_run(meth
                 ValueError, match=r"windows of 50 tokens behind a prompt of 7 and a completion of 200 .* 256 positions; lower .* method\.window"
             ):
                 prove_alignment(trainer)
+
+
+def test_windows_do_not_disturb_the_proof_that_both_read_the_same_in_bf16(tmp_path):
+    """They are rows of the student's alone, and bf16 rounds a batch of another shape otherwise."""
+    size = ["--steps", "1", "--prompts_per_step", "2", "--sampling.num_generations", "2", "--sampling.max_completion_length", "24", "--model.dtype", "bfloat16"]
+    told = ["--method", "topd", "--method.teacher", "External('tiny')", "--eval.at_end", "false", "--eval.every", "0", "--checkpoint_every", "0"]
+    main(["train", "quickstart", *told, *size, "--output_dir", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "metrics.jsonl").exists()

@@ -208,20 +208,15 @@ def _bed_key(measured: Measured) -> tuple[Any, ...]:
 
 def _apart(one: Settings, other: Settings, about: set[str]) -> list[str]:
     """Settings beyond the method in which two runs differ, the seed aside; of one method's two forms, its arguments that the claim does not name too."""
-    ours, theirs = _flat(_without_method(one)), _flat(_without_method(other))
+    ours, theirs = (_flat(same_but_seed(settings)) for settings in (one, other))
     arguments = [uncontrolled(s.method) or s.method for s in (one, other)]
     if innermost(one.method) == innermost(other.method):
         shared = {f"method.{key}" for method in arguments for key in method.arguments if key not in about}
     else:
         # two methods that both learn from another model have the same one
         shared = {"method.teacher"} if all("External" in str(method.arguments.get("teacher")) for method in arguments) else set()
-    ours, theirs = ({**own, **{key: _flat(same_but_seed(s)).get(key) for key in sorted(shared)}} for own, s in ((ours, one), (theirs, other)))
-    keys = [key for key in [*ours, *(k for k in theirs if k not in ours)] if key not in ON_WHAT]
-    return [f"{key} {ours.get(key)} against {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
-
-
-def _without_method(settings: Settings) -> dict[str, Any]:
-    return {key: value for key, value in same_but_seed(settings).items() if key != "method"}
+    beyond = [key for key in dict.fromkeys([*ours, *theirs]) if not key.startswith("method.") and key not in ON_WHAT]
+    return [f"{key} {ours.get(key)} against {theirs.get(key)}" for key in [*beyond, *sorted(shared)] if ours.get(key) != theirs.get(key)]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

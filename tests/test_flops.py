@@ -16,7 +16,7 @@ from selfdistill.teachers import Live
 from selfdistill.trainer import Trainer
 from selfdistill.types import Teaching, View
 
-PROMPT, COMPLETION, VOCABULARY, WIDTH = 9, 7, 56, 32
+PROMPT, COMPLETION, VOCABULARY, WIDTH = 40, 7, 56, 32
 LAYERS, HEADS, KEY_HEADS, HEAD_WIDTH, INNER = 2, 4, 2, 8, 48
 
 
@@ -44,7 +44,7 @@ def head(tokens: int) -> int:
 def learned(count: int, roles: tuple[str, ...], *, shares: bool = False) -> tuple[int, int]:
     """(FLOPs of one `learn`, rollouts): rows of equal length, so that nothing is padded."""
     policy = tiny_policy()
-    policy.shares_prompts = shares
+    policy.shares_prefixes = shares
     policy.base.set_attn_implementation("eager")
     groups = tiny_groups(policy, problems=1)
     for rollout in groups[0].rollouts:
@@ -81,6 +81,5 @@ def test_the_student_is_read_and_multiplied_by_its_head_once_however_many_teach(
 
 def test_a_prompt_is_read_once_for_all_rollouts_by_every_teacher():
     (one, rollouts), (four, _), (whole, _) = (learned(count, ("teacher",), shares=shares) for count, shares in ((1, True), (4, True), (1, False)))
-    trunk = PROMPT - 1
-    assert four - one == 3 * (layers(trunk) + rollouts * (layers(COMPLETION + 1, behind=trunk) + head(COMPLETION)))
+    assert four - one == 3 * (layers(PROMPT) + rollouts * (layers(COMPLETION, behind=PROMPT) + head(COMPLETION)))
     assert one < whole

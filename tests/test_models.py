@@ -1,6 +1,7 @@
 """Packed tokens to hidden states: however sequences lie together, each is read as if it were alone."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tiny_models import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig, PreTrainedTokenizerFast
 
-from selfdistill.layouts import plain_cache, row_groups, saves
+from selfdistill.layouts import plain_cache, row_groups, shared_tree
 from selfdistill.models import Policy, check_head, check_layout
 from selfdistill.types import Packed
 
@@ -38,7 +39,7 @@ def alone(policy: Policy, batch: Packed) -> torch.Tensor:
 def gradients(policy: Policy, states) -> dict[str, torch.Tensor]:
     policy.zero_grad()
     hidden = states()
-    (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+    (hidden * torch.linspace(-0.5, 1, hidden.numel()).view_as(hidden)).sum().backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
@@ -78,46 +79,66 @@ def test_each_sequence_is_read_as_if_alone(family, layout):
 
 
 def with_prompts(*, prompts=(30, 7, 30, 1), copies=3, longest=20, seed=0) -> Packed:
-    """Sequences that begin with one of a few prompts, not side by side; their ends are ragged."""
+    """Sequences that begin with one of a few prompts, not side by side; their ends are ragged, and each begins one that the next has too."""
     generator = torch.Generator().manual_seed(seed)
     heads = [torch.randint(6, 56, (n,), generator=generator) for n in prompts]
-    made = [
-        (number, torch.cat([head, torch.randint(6, 56, (1 + (7 * c + 3 * number) % longest,), generator=generator)]))
-        for c in range(copies)
-        for number, head in enumerate(heads)
-    ]
-    lengths = tuple(len(ids) for _, ids in made)
-    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    ends = [torch.randint(6, 56, (longest + 1,), generator=generator) for _ in prompts]
+    parts = []
+    for c in range(copies):
+        for number, (head, end) in enumerate(zip(heads, ends, strict=True)):
+            own = torch.randint(6, 56, (1 + (7 * c + 3 * number) % longest,), generator=generator)
+            # every second one goes on as its prompt's others do, for a while
+            parts.append(torch.cat([head, end[: len(own) // 2], own] if c % 2 else [head, own]))
+    lengths = tuple(map(len, parts))
     return Packed(
-        input_ids=torch.cat([ids for _, ids in made]),
+        input_ids=torch.cat(parts),
         positions=torch.cat([torch.arange(n) for n in lengths]),
         lengths=lengths,
-        predicts=torch.cat([torch.arange(prompts[number] - 1, n - 1) + start for (number, _), n, start in zip(made, lengths, starts, strict=False)]),
-        prompts=tuple((number, prompts[number]) for number, _ in made),
+        predicts=torch.randperm(sum(lengths), generator=generator)[: sum(lengths) // 2],
     )
 
 
+def repeated(batch: Packed) -> Packed:
+    """The same sequences once more, and of each the first half."""
+    parts = batch.input_ids.split(batch.lengths)
+    parts = [*parts, *parts, *(part[: (len(part) + 1) // 2] for part in parts)]
+    return Packed(
+        input_ids=torch.cat(parts),
+        positions=torch.cat([torch.arange(len(part)) for part in parts]),
+        lengths=tuple(map(len, parts)),
+        predicts=torch.arange(sum(map(len, parts))),
+    )
+
+
+def read_tokens(policy: Policy) -> list[int]:
+    """Tokens, padding included, of every pass from now on."""
+    seen: list[int] = []
+    policy.base.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.append(given[0].numel()))
+    return seen
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "repeated"])
 @pytest.mark.parametrize("copies", [3, 14], ids=["one group", "several"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_in_common_are_read_once_and_nothing_else_changes(family, copies):
-    """States and gradients, where prompts are of several lengths; a model with windows or states reads every sequence whole."""
+def test_what_sequences_begin_with_is_read_once_and_nothing_else_changes(family, copies, again):
+    """States and gradients, through several levels of what is common; a model with windows or states reads every sequence whole."""
     policy, batch = tiny_policy(family), with_prompts(copies=copies, longest=70)
-    assert saves(batch)
-    rows: list[int] = []
-    policy.base.get_input_embeddings().register_forward_hook(lambda module, given, out: rows.append(len(given[0])))
+    batch = repeated(batch) if again else batch
+    assert shared_tree(batch).depth >= 2 + (copies > 3)
+    seen = read_tokens(policy)
     found = policy.hidden(batch)
-    assert (rows[0] == 4) == policy.shares_prompts == plain_cache(policy.base.config), "four prompts"
+    assert (sum(seen) < sum(batch.lengths)) == policy.shares_prefixes == plain_cache(policy.base.config)
     torch.testing.assert_close(found, alone(policy, batch), atol=2e-5, rtol=1e-5)
     together, apart = (gradients(policy, states) for states in (lambda: policy.hidden(batch), lambda: alone(policy, batch)))
     for name, gradient in together.items():
         torch.testing.assert_close(gradient, apart[name], atol=1e-4 * max(float(apart[name].abs().max()), 1.0), rtol=1e-4, msg=name)
 
 
-def test_prompts_are_read_with_their_sequences_where_that_saves_little_or_activations_are_checkpointed():
-    assert not saves(with_prompts(prompts=(3,), copies=3, longest=90)) and not saves(packed())
+def test_sequences_are_read_whole_where_sharing_saves_little_or_activations_are_checkpointed():
+    assert all(shared_tree(batch).depth == 1 for batch in (with_prompts(prompts=(3,), copies=3, longest=90), packed()))
     policy, batch = tiny_policy(), with_prompts()
-    seen: list[int] = []
-    policy.base.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.append(given[0].numel()))
+    assert shared_tree(batch).depth > 1
+    seen = read_tokens(policy)
     policy.base.gradient_checkpointing_enable()
     policy.train()
     policy.hidden(batch)
@@ -151,21 +172,27 @@ def test_the_token_behind_padding_changes_nothing():
         lengths=(6, 30),
         predicts=short.predicts,
     )
-    assert len(row_groups(both.lengths)) == 1
+    assert len(row_groups(both.lengths, each=64)) == 1
     torch.testing.assert_close(policy.hidden(both), policy.hidden(short), atol=1e-5, rtol=1e-5)
 
 
-def test_row_groups_hold_every_sequence_once_and_little_padding():
+def cost(groups: list[list[int]], lengths: list[int], each: float) -> float:
+    return sum(len(rows) * max(lengths[i] for i in rows) + each for rows in groups)
+
+
+def test_row_groups_hold_every_sequence_once_and_cost_least():
     rng = random.Random(0)
     lengths = [rng.choice([rng.randrange(1, 40), rng.randrange(400, 3000)]) for _ in range(300)]
-    groups = row_groups(lengths)
+    groups = row_groups(lengths, each=512)
     assert sorted(i for rows in groups for i in rows) == list(range(300))
-    for rows in groups:
-        padded = len(rows) * lengths[rows[0]]
-        assert lengths[rows[0]] == max(lengths[i] for i in rows)
-        assert padded - sum(lengths[i] for i in rows) <= max(0.15 * padded, 512)
-    assert len(groups) < 40, "few passes"
-    assert row_groups([7] * 50) == [list(range(50))]
+    assert all(lengths[rows[0]] == max(lengths[i] for i in rows) for rows in groups)
+    for _ in range(20):
+        few, each = [rng.randrange(1, 60) for _ in range(8)], rng.randrange(1, 100)
+        order = sorted(range(8), key=lambda i: -few[i])
+        cuts = [[0, *(k for k in range(1, 8) if chosen >> k & 1), 8] for chosen in range(0, 256, 2)]
+        every = [[order[i:j] for i, j in pairwise(cut)] for cut in cuts]
+        assert cost(row_groups(few, each=each), few, each) == min(cost(groups, few, each) for groups in every)
+    assert row_groups([7] * 50, each=1) == [list(range(50))]
 
 
 @pytest.mark.parametrize("make", [tiny_policy, lora_policy], ids=["whole", "lora"])

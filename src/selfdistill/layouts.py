@@ -1,61 +1,48 @@
 """What a model is given: token rows of like length, or what several rows begin with read once and their ends behind it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from selfdistill.prefixes import Branch, Tree, prefix_tree, separate
 from selfdistill.types import Packed
 
-PADDING_SHARE, PADDING_TOKENS = 0.15, 512
-"""Rows of unequal length share a forward pass while padding stays below this share or number of tokens."""
+PASS_TOKENS = {"cpu": 64}
+LAUNCHED_TOKENS = 2048
+PASS_SHARE = 0.01
+"""What one more pass through the model is held to cost: as much as so many tokens, on an accelerator that of its launches; or this share of what is read."""
 SAVED_SHARE = 0.2
-"""Prompts that several sequences begin with are read once where that saves at least this share of all tokens."""
+"""What sequences begin with in common is read once where that saves at least this share of all tokens."""
 
 
-def row_groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of sequences, longest first, cut where padding to the longest would waste too much."""
-    groups: list[list[int]] = []
-    real = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
-        if not groups or padded - real - lengths[i] > max(PADDING_SHARE * padded, PADDING_TOKENS):
-            groups.append([])
-            real = 0
-        groups[-1].append(i)
-        real += lengths[i]
-    return groups
+def pass_tokens(tokens: int, device: torch.device) -> float:
+    """What a pass through the model costs beside its tokens, in tokens, where so many are read in all."""
+    return max(PASS_TOKENS.get(device.type, LAUNCHED_TOKENS), PASS_SHARE * tokens)
 
 
-def read_rows(backbone: nn.Module, packed: Packed) -> Float[Tensor, "predicted hidden"]:
-    """States at `packed.predicts` from right-padded rows, exact for any causal model: padding stands behind every token that is read."""
-    return _read_ends(packed, [0] * len(packed.lengths), [(list(range(len(packed.lengths))), partial(_plain, backbone))])
-
-
-def read_shared(backbone: nn.Module, config: PreTrainedConfig, packed: Packed) -> Float[Tensor, "predicted hidden"]:
-    """The same states, with the tokens that sequences of one prompt have in common read once; gradients of their ends meet in its keys and values."""
-    trunks = _trunks(packed)
-    starts = [trunks[number].length for number, _ in packed.prompts]
-    jobs: list[_Job] = []
-    for numbers in _groups_of(trunks):
-        trunk = _read_trunks(backbone, config, packed, [trunks[n] for n in numbers])
-        place = {n: row for row, n in enumerate(numbers)}
-        mine = [i for i, (number, _) in enumerate(packed.prompts) if number in place]
-        jobs.append((mine, partial(_behind, backbone, config, trunk, [place[packed.prompts[i][0]] for i in mine])))
-    return _read_ends(packed, starts, jobs)
-
-
-def saves(packed: Packed) -> bool:
-    """Whether sequences have enough of their prompts in common for `read_shared`."""
-    once = sum(trunk.length for trunk in _trunks(packed).values())
-    again = sum(max(length - 1, 0) for _, length in packed.prompts)
-    return again - once >= SAVED_SHARE * sum(packed.lengths)
+def row_groups(lengths: Sequence[int], *, each: float) -> list[list[int]]:
+    """Indices of sequences, longest first, in the groups that cost least: padding to each one's longest, and `each` tokens a group."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    widths, counts = np.unique([-n for n in lengths], return_counts=True)
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    cost, cut = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
+    for end in range(1, len(rows)):
+        # the last group has the widths begin..end, all padded to the first
+        costs = cost[:end] - widths[:end] * (rows[end] - rows[:end]) + each
+        cut[end] = costs.argmin()
+        cost[end] = costs[cut[end]]
+    groups, end = list[list[int]](), len(rows) - 1
+    while end:
+        groups.append(order[rows[cut[end]] : rows[end]])
+        end = cut[end]
+    return groups[::-1]
 
 
 def plain_cache(config: PreTrainedConfig) -> bool:
@@ -64,95 +51,90 @@ def plain_cache(config: PreTrainedConfig) -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-Read = Callable[[Sequence[int], Int[Tensor, "rows width"]], Float[Tensor, "rows width hidden"]]
-_Job = tuple[list[int], Read]
-"""Sequences, and what reads rows of their ends; it is told which of them by their places in that list."""
+def shared_tree(packed: Packed) -> Tree:
+    """Sequences by what they begin with in common, where reading that once saves enough; else each for itself."""
+    tokens = sum(packed.lengths)
+    sequences = np.split(packed.host_ids.numpy(), list(accumulate(packed.lengths))[:-1])
+    tree = prefix_tree(sequences, level=pass_tokens(tokens, packed.input_ids.device))
+    return tree if tokens - tree.tokens >= SAVED_SHARE * tokens else separate(packed.lengths)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trunk:
-    """All of a prompt but its last token, whose state predicts: where it stands first."""
+def read_rows(backbone: nn.Module, config: PreTrainedConfig, packed: Packed, tree: Tree) -> Float[Tensor, "predicted hidden"]:
+    """States at `packed.predicts`, a level of the tree after the other, in right-padded rows behind the keys and values of what they begin with.
 
-    start: int
-    length: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """Left-padded prompts as their keys and values, layer by layer."""
-
-    layers: Sequence[tuple[Tensor, Tensor]]
-    mask: Int[Tensor, "trunks width"] | None
-    """None: no padding."""
-    lengths: Int[Tensor, " trunks"]
+    Exact for any causal model where every sequence is a branch of its own, since padding stands behind every token that is read; else for one whose
+    keys and values are all that it carries. Gradients of all that goes on from a branch meet in its keys and values.
+    """
+    each = pass_tokens(tree.tokens, packed.input_ids.device)
+    reading = _Reading(packed=packed, tree=tree, layers=0 if tree.depth == 1 else config.get_text_config().num_hidden_layers)
+    for level in tree.levels:
+        reading.merge()
+        for rows in row_groups([tree.branches[i].length for i in level], each=each):
+            reading.append(*_pass(backbone, config, reading, [level[row] for row in rows]))
+    place = reading.on_device(np.concatenate([reading.paths[i] for i in tree.last]))
+    return torch.cat(reading.states)[place[packed.predicts]]
 
 
-def _trunks(packed: Packed) -> dict[int, _Trunk]:
-    found: dict[int, _Trunk] = {}
-    start = 0
-    for (number, prompt), length in zip(packed.prompts, packed.lengths, strict=False):
-        found.setdefault(number, _Trunk(start=start, length=max(prompt - 1, 0)))
-        start += length
-    return found
+class _Reading:
+    """The branches read so far: states of all rows, padding included, their keys and values, and the places of every branch's tokens among them."""
+
+    def __init__(self, *, packed: Packed, tree: Tree, layers: int) -> None:
+        self.packed, self.tree = packed, tree
+        self.begins = [0, *accumulate(packed.lengths)]
+        self.states: list[Float[Tensor, "read hidden"]] = []
+        self.layers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers)]
+        """Keys and values by layer and pass, [read heads dim] each; none where no branch goes on from another."""
+        self.paths: dict[int, np.ndarray] = {}
+        """Places of a branch's tokens and of all before them."""
+        self.total = 0
+
+    def path(self, branch: Branch) -> np.ndarray:
+        """Places of all before it."""
+        return np.zeros(0, dtype=np.int64) if branch.parent is None else self.paths[branch.parent]
+
+    def append(self, rows: Sequence[int], states: Float[Tensor, "rows width hidden"], layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """One pass over these branches, its keys and values [rows heads width dim]."""
+        width = states.shape[1]
+        for row, i in enumerate(rows):
+            branch, first = self.tree.branches[i], self.total + row * width
+            self.paths[i] = np.concatenate([self.path(branch), np.arange(first, first + branch.length)])
+        self.total += len(rows) * width
+        self.states.append(states.flatten(0, 1))
+        for known, (keys, values) in zip(self.layers, layers, strict=bool(layers)):
+            known.append((keys.transpose(1, 2).flatten(0, 1), values.transpose(1, 2).flatten(0, 1)))
+
+    def merge(self) -> None:
+        """Keys and values of all passes as one: a level goes on from those before it, so this is done once a level."""
+        self.layers = [[cast(tuple[Tensor, Tensor], tuple(map(torch.cat, zip(*passes, strict=True))))] if passes else [] for passes in self.layers]
+
+    def behind(self, paths: Int[np.ndarray, "rows before"]) -> list[tuple[Float[Tensor, "rows heads before dim"], ...]]:
+        """Keys and values at those places, by layer."""
+        at, (rows, before) = self.on_device(paths.reshape(-1)), paths.shape
+        return [tuple(kind.index_select(0, at).unflatten(0, (rows, before)).transpose(1, 2) for kind in passes[0]) for passes in self.layers]
+
+    def on_device(self, values: np.ndarray) -> Tensor:
+        """Made on the host, so that no device is waited for."""
+        return torch.from_numpy(values).to(self.packed.input_ids.device, non_blocking=True)
 
 
-def _groups_of(trunks: dict[int, _Trunk]) -> list[list[int]]:
-    numbers = list(trunks)
-    return [[numbers[i] for i in group] for group in row_groups([trunks[n].length for n in numbers])]
-
-
-def _read_trunks(backbone: nn.Module, config: PreTrainedConfig, packed: Packed, trunks: Sequence[_Trunk]) -> _Read:
-    device, width = packed.input_ids.device, max(t.length for t in trunks)
-    lengths = torch.tensor([t.length for t in trunks], device=device)
-    if not width:
-        return _Read(layers=(), mask=None, lengths=lengths)
-    column, padding = torch.arange(width, device=device), (width - lengths)[:, None]
-    starts = torch.tensor([t.start for t in trunks], device=device)[:, None]
-    real = column >= padding
-    ids = packed.input_ids[torch.where(real, starts + column - padding, starts)]
-    mask = None if all(t.length == width for t in trunks) else real.long()
-    cache = DynamicCache(config=config)
-    backbone(ids, attention_mask=mask, position_ids=(column - padding).clamp(min=0), past_key_values=cache, use_cache=True)
-    return _Read(layers=[(layer.keys, layer.values) for layer in cast(Sequence[Any], cache.layers)], mask=mask, lengths=lengths)
-
-
-def _plain(backbone: nn.Module, rows: Sequence[int], ids: Int[Tensor, "rows width"]) -> Float[Tensor, "rows width hidden"]:
-    return backbone(ids, use_cache=False).last_hidden_state
-
-
-def _behind(
-    backbone: nn.Module, config: PreTrainedConfig, trunk: _Read, place: Sequence[int], rows: Sequence[int], ids: Int[Tensor, "rows width"]
-) -> Float[Tensor, "rows width hidden"]:
-    """Ends of sequences behind the trunks they begin with."""
-    at = torch.tensor([place[row] for row in rows], device=ids.device)
-    if not trunk.layers:
-        return _plain(backbone, rows, ids)
-    cache = DynamicCache(config=config)
-    for i, (keys, values) in enumerate(trunk.layers):
-        cache.update(keys.index_select(0, at), values.index_select(0, at), i)
-    mask = None if trunk.mask is None else torch.cat([trunk.mask[at], torch.ones_like(ids)], dim=1)
-    positions = trunk.lengths[at][:, None] + torch.arange(ids.shape[1], device=ids.device)
-    return backbone(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
-
-
-def _read_ends(packed: Packed, starts: Sequence[int], jobs: Sequence[_Job]) -> Float[Tensor, "predicted hidden"]:
-    """What follows `starts` in every sequence, in right-padded rows of like length; states at `packed.predicts`."""
-    device = packed.input_ids.device
-    ends = [n - start for n, start in zip(packed.lengths, starts, strict=True)]
-    first, total, shapes = [0] * len(ends), 0, []
-    for mine, read in jobs:
-        for rows in row_groups([ends[i] for i in mine]):
-            width = ends[mine[rows[0]]]
-            for row, i in enumerate(rows):
-                first[mine[i]] = total + row * width
-            shapes.append((read, rows, width))
-            total += len(rows) * width
-    # where each token lies among the rows; those before its sequence's start lie nowhere. Made on the host, so that no device is waited for
-    lengths, offset = torch.tensor(packed.lengths), torch.tensor([at - start for at, start in zip(first, starts, strict=True)])
-    positions = torch.cat([torch.arange(n) for n in packed.lengths])
-    place = torch.repeat_interleave(offset, lengths) + positions
-    kept = (positions >= torch.repeat_interleave(torch.tensor(starts), lengths)).nonzero()[:, 0]
-    ids = packed.input_ids.new_zeros(total).index_copy(0, place[kept].to(device), packed.input_ids[kept.to(device)])
-    parts = ids.split([len(rows) * width for _, rows, width in shapes])
-    states = [read(rows, part.view(len(rows), width)).flatten(0, 1) for (read, rows, width), part in zip(shapes, parts, strict=True)]
-    return torch.cat(states)[place.to(device)[packed.predicts]]
+def _pass(
+    backbone: nn.Module, config: PreTrainedConfig, reading: _Reading, rows: Sequence[int]
+) -> tuple[Sequence[int], Float[Tensor, "rows width hidden"], list[tuple[Tensor, Tensor]]]:
+    """The model on branches of one level: their states, keys and values."""
+    branches = [reading.tree.branches[i] for i in rows]
+    own, paths = (np.array([b.length for b in branches]), [reading.path(b) for b in branches])
+    width, before = own.max(), max(map(len, paths))
+    column = np.arange(width)
+    first = np.array([reading.begins[b.sequence] + b.start for b in branches])[:, None]
+    ids = reading.packed.input_ids[reading.on_device(first + np.minimum(column, own[:, None] - 1))]
+    if not reading.layers:
+        return rows, backbone(ids, use_cache=False).last_hidden_state, []
+    cache, mask, lengths = DynamicCache(config=config), None, np.array([len(path) for path in paths])
+    if before:
+        padding = before - lengths
+        for i, (keys, values) in enumerate(reading.behind(np.stack([np.pad(path, (n, 0)) for path, n in zip(paths, padding, strict=True)]))):
+            cache.update(keys, values, i)
+        mask = None if not padding.any() else reading.on_device((np.arange(before + width) >= padding[:, None]).astype(np.int64))
+    positions = reading.on_device(lengths[:, None] + column)
+    states = backbone(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
+    return rows, states, [(layer.keys[:, :, before:], layer.values[:, :, before:]) for layer in cast(Sequence[Any], cache.layers)]

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfdistill.chat import Chat
 from selfdistill.heads import Head
-from selfdistill.layouts import plain_cache, read_rows, read_shared, saves
+from selfdistill.layouts import plain_cache, read_rows, shared_tree
+from selfdistill.prefixes import separate
 from selfdistill.teachers import evaluating
 from selfdistill.types import Packed
 
@@ -39,7 +40,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.chat, self.layout = model, tokenizer, Chat(tokenizer), layout
         self.autocast_dtype, self.fresh_adapter = autocast, fresh_adapter
-        self.shares_prompts = plain_cache(self.base.config)
+        self.shares_prefixes = plain_cache(self.base.config)
         # ids may have holes, and a few multimodal tokenizers know a token that their text models have no row for
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, Head.of(self.base).vocab_size)
 
@@ -57,7 +58,8 @@ class Policy(nn.Module):
             )
         if self.layout == "packed":
             return self._packed(packed)
-        return read_shared(self._backbone, self.base.config, packed) if self._shares and saves(packed) else read_rows(self._backbone, packed)
+        tree = shared_tree(packed) if self._shares else separate(packed.lengths)
+        return read_rows(self._backbone, self.base.config, packed, tree)
 
     def _packed(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
         states = self._backbone(packed.input_ids[None], position_ids=packed.positions[None], use_cache=False).last_hidden_state
@@ -80,8 +82,8 @@ class Policy(nn.Module):
 
     @property
     def _shares(self) -> bool:
-        """Whether a prompt's keys and values may stand for it: transformers keeps none while it checkpoints activations."""
-        return self.shares_prompts and not (self._backbone.training and getattr(self._backbone, "gradient_checkpointing", False))
+        """Whether keys and values may stand for what sequences begin with: transformers keeps none while it checkpoints activations."""
+        return self.shares_prefixes and not (self._backbone.training and getattr(self._backbone, "gradient_checkpointing", False))
 
     @property
     def head(self) -> Head:
@@ -161,24 +163,23 @@ def check_head(policy: Policy) -> float:
 def check_layout(policy: Policy) -> float:
     """Largest deviation of packed states from one sequence at a time; ValueError above rounding, naming model.layout.
 
-    Where reading a common prompt once deviates, every sequence is read whole from then on.
+    Where reading what sequences begin with once deviates, every sequence is read whole from then on.
     """
     generator = torch.Generator().manual_seed(0)
-    prompts, ends = (torch.randint(0, policy.vocab_size, (n,), generator=generator) for n in (12, 9))
-    parts = [torch.cat([prompts[:p], ends[:e]]) for p, e in ((5, 2), (12, 9), (5, 7), (12, 3))]
+    stem, *rests = (torch.randint(0, policy.vocab_size, (n,), generator=generator) for n in (24, 20, 28, 9))
+    parts = [torch.cat([stem, rest, rests[2][:end]]) for end in (2, 9, 5) for rest in rests[:2]] + [stem, stem]
     lengths = tuple(map(len, parts))
     packed = Packed(
         input_ids=torch.cat(parts),
         positions=torch.cat([torch.arange(n) for n in lengths]),
         lengths=lengths,
-        predicts=torch.cat([torch.arange(p - 1, n) + sum(lengths[:i]) for i, (p, n) in enumerate(zip((5, 12, 5, 12), lengths, strict=True))]),
-        prompts=((0, 5), (1, 12), (0, 5), (1, 12)),
+        predicts=torch.arange(sum(lengths)),
     ).to(policy.device)
     with evaluating(policy), policy.autocast():
         apart = torch.cat([policy._backbone(part[None], use_cache=False).last_hidden_state[0] for part in packed.input_ids.split(lengths)])[packed.predicts]
         allowed, deviation = _rounding(policy, apart), float((policy.hidden(packed) - apart).abs().max())
-        if policy.shares_prompts and policy.layout == "rows" and not deviation <= allowed:
-            policy.shares_prompts = False
+        if policy.shares_prefixes and policy.layout == "rows" and not deviation <= allowed:
+            policy.shares_prefixes = False
             deviation = float((policy.hidden(packed) - apart).abs().max())
     if not deviation <= allowed:
         raise ValueError(f'sequences packed as {policy.layout!r} differ from separate ones by {deviation:.3g}; set model.layout = "rows"')

@@ -140,13 +140,11 @@ def _lay(sequences: Iterable[tuple[Sequence[int], Rollout]]) -> Packed:
     rows = list(sequences)
     lengths = [len(prompt) + len(rollout.completion_ids) for prompt, rollout in rows]
     starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    numbers: dict[tuple[int, ...], int] = {}
     return Packed(
         input_ids=_ints(chain.from_iterable(chain(prompt, rollout.completion_ids) for prompt, rollout in rows)),
         positions=_ints(chain.from_iterable(range(n) for n in lengths)),
         lengths=tuple(lengths),
         predicts=_ints(start + len(prompt) - 1 + t for start, (prompt, rollout) in zip(starts, rows, strict=False) for t in rollout.positions),
-        prompts=tuple((numbers.setdefault(tuple(prompt), len(numbers)), len(prompt)) for prompt, _ in rows),
     )
 
 

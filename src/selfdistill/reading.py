@@ -138,11 +138,10 @@ def join(views: Sequence[Packed]) -> Packed:
     if len(views) == 1:
         return views[0]
     starts = torch.tensor([0, *(sum(v.lengths) for v in views[:-1])]).cumsum(0).tolist()
-    numbers = torch.tensor([0, *(len(v.lengths) for v in views[:-1])]).cumsum(0).tolist()
     return Packed(
         input_ids=torch.cat([v.input_ids for v in views]),
         positions=torch.cat([v.positions for v in views]),
         lengths=tuple(n for v in views for n in v.lengths),
         predicts=torch.cat([v.predicts + start for v, start in zip(views, starts, strict=True)]),
-        prompts=tuple((number + first, length) for v, first in zip(views, numbers, strict=True) for number, length in v.prompts),
+        kept_ids=torch.cat([v.host_ids for v in views]),
     )

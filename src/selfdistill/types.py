@@ -152,8 +152,13 @@ class Packed:
     """Tokens of each sequence; sums to `length`."""
     predicts: Int[Tensor, " predicted"]
     """Index into `length` of the state before each trained token."""
-    prompts: tuple[tuple[int, int], ...] = ()
-    """Of each sequence a number, the same for those with the same prompt, and the prompt's length: nothing before its end predicts. Empty: not known."""
+    kept_ids: Int[Tensor, " length"] | None = None
+    """`input_ids` on the host, where these are on a device."""
+
+    @property
+    def host_ids(self) -> Int[Tensor, " length"]:
+        """The tokens where looking at them waits for no device."""
+        return self.input_ids.cpu() if self.kept_ids is None else self.kept_ids
 
     def to(self, device: torch.device) -> "Packed":
         return Packed(
@@ -161,7 +166,7 @@ class Packed:
             positions=self.positions.to(device),
             lengths=self.lengths,
             predicts=self.predicts.to(device),
-            prompts=self.prompts,
+            kept_ids=self.host_ids,
         )
 
 

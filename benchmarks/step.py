@@ -1,6 +1,6 @@
-"""What a training step costs, by phase, and beside TRL's SDPOTrainer: same model, prompts, words, groups, type and method (SDPO), one process a side.
+"""What a training step costs, by phase, and beside TRL's SDPOTrainer or SDFTTrainer: same model, prompts, words, groups, type and method, one process a side.
 
-python benchmarks/step.py [--device cuda --dtype bfloat16] [--models tiny wide smollm2-135m qwen3-0.6b] [--sides ours dynamic]
+python benchmarks/step.py [--method sdft] [--device cuda --dtype bfloat16] [--models tiny wide smollm2-135m qwen3-0.6b] [--sides ours dynamic]
 prints tables and writes benchmarks/out/step.json after every model
 """
 
@@ -63,7 +63,8 @@ def medians(found: list[dict]) -> dict:
 
 def measure(model: str, lengths: str, peer: dict[str, str] | None, arguments: argparse.Namespace) -> dict:
     """The sides in turn, `repeats` times; the peer under the cache that suits it better. A side of the peer that fails is said and left out."""
-    options = SHAPES[model] | {"folder": model_folder(model), "lengths": lengths, "device": arguments.device, "dtype": arguments.dtype}
+    options = SHAPES[model] | {"folder": model_folder(model), "method": arguments.method, "lengths": lengths}
+    options |= {"device": arguments.device, "dtype": arguments.dtype}
     sides: dict[str, list[dict]] = {SIDES[side]: [] for side in arguments.sides}
     for _ in range(arguments.repeats):
         for side, found in sides.items():
@@ -86,9 +87,9 @@ def measure(model: str, lengths: str, peer: dict[str, str] | None, arguments: ar
     return result
 
 
-def show(model: str, lengths: str, result: dict) -> None:
+def show(title: str, result: dict) -> None:
     """Tokens a second of every side, and where our step's time goes."""
-    table = Table("side", "step, tokens/s", "sampling", "learning", "peak above weights and optimizer, MiB", title=f"{model}, {lengths} lengths")
+    table = Table("side", "step, tokens/s", "sampling", "learning", "peak above weights and optimizer, MiB", title=title)
     for side, found in result.items():
         if isinstance(found, dict) and "tokens_per_s" in found:
             rates = found["tokens_per_s"]
@@ -107,7 +108,7 @@ def show(model: str, lengths: str, result: dict) -> None:
 
 
 def summary(results: dict[str, dict[str, dict]]) -> dict:
-    """The headline: the first model that has natural lengths, and the memory of the widest vocabulary."""
+    """The headline of a method: the first model that has natural lengths, and the memory of the widest vocabulary."""
     natural = next((r for r in results.values() if all("ratio" in r.get(lengths, {}) for lengths in ("natural", "forced"))), None)
     wide = results.get("wide", {}).get("forced", {})
     if natural is None:
@@ -117,8 +118,8 @@ def summary(results: dict[str, dict[str, dict]]) -> dict:
     return {"ratio_vs_trl": ratios, "memory_ratio_vs_trl": wide.get("memory_ratio")}
 
 
-def measured_before(machine: dict) -> dict[str, dict[str, dict]]:
-    """What earlier calls on this machine found of these models and others; a model that is measured again replaces its own."""
+def measured_before(machine: dict) -> dict[str, dict[str, dict[str, dict]]]:
+    """What earlier calls on this machine found, by method, model and lengths; what is measured again replaces its own."""
     path = OUT / "step.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     return found["results"] if found.get("machine") == machine and found.get("peer") == TRL else {}
@@ -126,6 +127,7 @@ def measured_before(machine: dict) -> dict[str, dict[str, dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=("sdpo", "sdft"), default="sdpo", help="and with it TRL's trainer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--models", nargs="+", default=["tiny", "wide"], choices=tuple(SHAPES))
@@ -135,17 +137,18 @@ def main() -> None:
     machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype}
     peer, results = peer_environment(), measured_before(machine)
     for model in arguments.models:
-        results[model] = {}
+        found = results.setdefault(arguments.method, {})[model] = {}
         for lengths in ("forced",) if model in RANDOM else ("natural", "forced"):
-            results[model][lengths] = measure(model, lengths, peer, arguments)
-            show(model, lengths, results[model][lengths])
+            found[lengths] = measure(model, lengths, peer, arguments)
+            show(f"{arguments.method}, {model}, {lengths} lengths", found[lengths])
             write(results, machine)
 
 
-def write(results: dict[str, dict[str, dict]], machine: dict) -> None:
+def write(results: dict[str, dict[str, dict[str, dict]]], machine: dict) -> None:
     """All that is known by now, so that a call that is cut off leaves it."""
     found = {
-        **summary(results),
+        **summary(results.get("sdpo", {})),
+        "by_method": {method: summary(of) for method, of in results.items()},
         "meaning": "ratio_vs_trl: our tokens a second over TRL's (above 1: faster); memory_ratio_vs_trl: our peak over TRL's (below 1: less)",
         "peer": TRL,
         "machine": machine,

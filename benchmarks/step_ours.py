@@ -1,4 +1,4 @@
-"""Our side of benchmarks/step.py: SDPO steps by the Trainer; prints one line of JSON."""
+"""Our side of benchmarks/step.py: SDPO or SDFT steps by the Trainer; prints one line of JSON."""
 
 import tempfile
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def main() -> None:
     a = arguments()
     settings = {
         "model": {"path": a.folder, "device": a.device, "dtype": a.dtype},
-        "method": {"name": "sdpo", "top_k": a.top_k},
+        "method": {"sdpo": {"name": "sdpo", "top_k": a.top_k}, "sdft": {"name": "sdft"}}[a.method],
         "steps": a.steps,
         "prompts_per_step": a.prompts,
         "tokens_per_batch": 10**9 if a.micro_batches == 1 else a.prompts * a.generations * a.tokens * 4 // a.micro_batches,

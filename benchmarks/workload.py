@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
     """One side's work: a model folder, how much of it, and whether completions are as long as allowed or as the model likes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", required=True)
+    parser.add_argument("--method", choices=("sdpo", "sdft"), default="sdpo")
     parser.add_argument("--lengths", choices=("natural", "forced"), required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -12,7 +12,6 @@ from selfdistill.cli.claims import measure
 from selfdistill.cli.ledger import page, shown, summed
 from selfdistill.compare import side_by_side
 from selfdistill.config import load_settings, make_settings, save_settings
-from selfdistill.diagnostics.blame import blame
 from selfdistill.method_names import build_method
 from selfdistill.recipes import ASSETS, shipped
 from selfdistill.runner import execute
@@ -282,27 +281,3 @@ def test_a_checkpoint_of_the_tiny_base_is_the_testbeds_wherever_it_lies(tmp_path
 
 def test_no_run_at_all_is_a_ledger_of_nothing_measured():
     assert all(judged.figures == () for judged in judge_claims(read_claims(), []))
-
-
-def test_blame_lies_where_it_was_put():
-    """Two steps of two tokens; the second is wrong in one rollout. Credit of -3 there, 1 before, and 2 in a right rollout."""
-    from planted import reading, rollout
-
-    from selfdistill.tasks.arithmetic.checker import Verdict
-    from selfdistill.types import Group, Problem
-
-    words = {1: "a ", 2: "b", 3: " ; c", 4: " d", 5: " ; e"}
-    ids = [1, 2, 3, 4, 5]
-    wrong, right = rollout(ids, 0.0), rollout(ids, 1.0, index=1)
-    wrong.text = right.text = "a b ; c d ; e"
-    group = Group(problem=Problem(prompt="q", id="p"), rollouts=[wrong, right])
-    verdicts = [Verdict(line=None, holds=holds, text=text) for holds, text in ((True, "a b"), (False, "c d"), (True, "e"))]
-    answers = iter([verdicts, [Verdict(line=None, holds=True, text=v.text) for v in verdicts]])
-    readings = [reading(wrong, group, [1.0, 1.0, -3.0, -3.0, 0.0]), reading(right, group, [2.0] * 5)]
-    found = blame(readings, method="m", judge=lambda problem, text: next(answers), decode=lambda some: "".join(words[i] for i in some))
-    places = {p.name: p for p in found.places}
-    assert [places[n].tokens for n in ("right rollout", "before", "wrong step", "after")] == [5, 2, 2, 1]
-    assert places["wrong step"].mean == -3 and places["before"].mean == 1 and found.failing == pytest.approx(6 / 18)
-    assert places["right rollout"].share == pytest.approx(10 / 18) and places["before"].even == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="has a wrong step"):
-        blame(readings[1:], method="m", judge=lambda problem, text: [], decode=lambda some: "")

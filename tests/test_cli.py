@@ -1,21 +1,19 @@
+# ruff: noqa: F811
 """The command line from end to end on a tiny random model: what it leaves behind, what it says, and how it refuses."""
 
 import inspect
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from commanding import environment, here, made, refused, trained  # noqa: F401
 from safetensors.torch import load_file
-from tiny_models import WORDS, tiny_model, tiny_tokenizer
+from tiny_models import WORDS
 
-import selfdistill
 from selfdistill.cli import main
 from selfdistill.cli.actions import out
 from selfdistill.cli.overrides import parse_overrides
@@ -25,106 +23,6 @@ from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, WRAPPERS
 
 DIAGNOSTICS = ("credit", "blame", "gap", "markers", "leakage", "pmi", "transport", "viability", "judge")
-RECIPE = """
-method = "hsd"
-task = "data.jsonl"
-model = "base"
-reward = "mine:reward"
-steps = 3
-prompts_per_step = 2
-output_dir = "run"
-log_samples_every = 2
-[sampling]
-num_generations = 3
-max_completion_length = 6
-[optimizer]
-lr = 1e-2
-[eval]
-num_problems = 3
-num_samples = 2
-"""
-MINE = """
-from selfdistill import Method, Problem
-from selfdistill.methods import opsd
-
-def reward(prompts, completions, *, answer, **columns):
-    return [float(len(c.split()) % 2) for c in completions]
-
-def short(prompts, completions):
-    return [1.0]
-
-def breaks(prompts, completions):
-    raise KeyError("gold")
-
-def halved(*, clip: float) -> Method:
-    return opsd(clip=clip / 2)
-
-def always() -> Method:
-    return opsd()
-
-def topd(*, clip: float = 0.1) -> Method:
-    return opsd(clip=clip)
-
-class Following:
-    templates = {}
-    def problems(self, split):
-        return [Problem(prompt=f"w{i}", answer=f"w{i + 1}", solution=f"w{i + 1}", id=str(i)) for i in range(4)]
-    def verify(self, problem, completion):
-        return float(problem.answer in completion)
-
-class Grumbling(Following):
-    def feedback(self, problem, completion):
-        raise KeyError("gold")
-"""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder outside the repository with a model, data, a recipe and a user's own code."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny_model().save_pretrained(folder / "base")
-    tiny_tokenizer().save_pretrained(folder / "base")
-    shutil.copytree(folder / "base", folder / "bare", ignore=shutil.ignore_patterns("token*", "chat*"))
-    rows = [{"prompt": f"{WORDS[i]} {WORDS[i + 1]}", "answer": WORDS[i + 2], "solution": f"{WORDS[i]} {WORDS[i + 2]}"} for i in range(40)]
-    lines = [json.dumps(row) for row in rows]
-    (folder / "data.jsonl").write_text("\n".join(lines))
-    (folder / "long.jsonl").write_text("\n".join([*lines, json.dumps({"prompt": "w1 " * 300, "answer": "w2", "solution": "w3"})]))
-    (folder / "nameless.jsonl").write_text(json.dumps({"question": "w1", "answer": "w2"}))
-    (folder / "empty.jsonl").write_text("")
-    (folder / "recipe.toml").write_text(RECIPE)
-    (folder / "mine.py").write_text(MINE)
-    return folder
-
-
-@pytest.fixture
-def here(made, tmp_path, monkeypatch):
-    """A fresh working folder with the same files."""
-    for path in set(made.iterdir()) - {made / "run"}:
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def trained(made):
-    """A finished run, and what its command printed."""
-    command = [sys.executable, "-m", "selfdistill", "train", "recipe.toml", "--trackers", "tensorboard", "--eval.every", "2"]
-    done = subprocess.run(command, cwd=made, capture_output=True, text=True, env=environment(), check=True)
-    return made / "run", done.stdout, done.stderr
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(selfdistill.__file__).parents[1]), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-
-
-def refused(capsys, arguments, code=2):
-    """What a command that fails says on stderr: one line."""
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    said = capsys.readouterr().err.strip()
-    assert left.value.code == code and said.startswith("selfdistill: ") and "\n" not in said, said
-    return said
 
 
 def test_help_comes_without_torch_and_lists_every_setting():
@@ -310,102 +208,6 @@ def test_a_users_method_reward_and_task_come_from_their_own_folder(here, capsys)
     rows = [json.loads(line) for line in (here / "run" / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
     assert {row["prompt"][-1]["content"].split()[0] for row in rows} <= {"w0", "w1", "w2", "w3"}
     assert all(row["reward"] == float(len(row["text"].split()) % 2) for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--method", "hds"], "there is no method 'hds'; did you mean 'hsd'"),
-        (["--stepz", "3"], "there is no key 'stepz'; did you mean 'steps'"),
-        (["--method.teachr", "Live()"], "method 'hsd' has no argument 'teachr'; did you mean 'teacher'"),
-        (["--method.teacher", "EMA(0.05"], "'EMA(0.05' never closes its '('"),
-        (["--method", "null_context(opsd)", "--method.kind", "foreign"], "method.kind = 'foreign' must be one of empty, shuffled, wrong, random"),
-        (["--method", "no_clip(hsd)"], "no entry clip"),
-        (["--method", "grpo", "--sampling.num_generations", "1"], "sampling.num_generations = 1"),
-        (["--method", "grpo_plus(hsd"], "method 'grpo_plus(hsd' never closes its '('"),
-        (["--task", "nameless.jsonl"], "has no column 'prompt'"),
-        (["--task", "empty.jsonl"], "has 0 rows"),
-        (["--task", "absent.jsonl"], "'absent.jsonl' does not exist"),
-        (["--task.colums", "3"], "task 'data.jsonl' has no knob 'colums'; did you mean 'columns'"),
-        (["--task", "long.jsonl"], "positions; lower max_completion_length"),
-        (["--sampling.max_prompt_length", "2"], "above sampling.max_prompt_length = 2"),
-        (["--tokens_per_batch", "8"], "tokens_per_batch = 8"),
-        (["--reward", "mine:short"], "the reward function short returned 1 values for"),
-        (["--reward", "mine:breaks"], "the reward function breaks raised KeyError: 'gold'"),
-        (["--task", "mine:Grumbling"], "the feedback of Grumbling raised KeyError: 'gold'"),
-        (["--reward", "mine:rewrd"], "mine has no 'rewrd'; did you mean 'reward'"),
-        (["--model", "bare"], "no tokenizer"),
-        (["--model", "./absent"], "'./absent' is not a folder"),
-        (["--eval.num_problems", "0"], "eval.num_problems = 0"),
-        (["extra"], "unexpected argument 'extra'"),
-        (["--resume"], "there is no run in run to resume; leave out --resume to start one"),
-        (["--output_dir", "data.jsonl/run"], "output_dir = 'data.jsonl/run' cannot be written"),
-        (["--method", "opcod"], "needs a second model that learns beside the first; set [peer] path"),
-        (["--model", "absent/model"], "model.path = 'absent/model' is not a folder here, and the hub does not answer"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, said):
-    assert said in refused(capsys, ["train", "recipe.toml", *arguments])
-    assert not (here / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["eval", "RUN", "--output", "folder"], "--output = 'folder' is a folder; give the name of a file"),
-        (
-            ["eval", "tiny", "--leaderboard", "file/x.json"],
-            "--leaderboard = 'file/x.json' cannot be written, HERE/file: Not a directory; choose another --leaderboard",
-        ),
-        (["eval", "tiny", "--output", "/dev/null"], "--output = '/dev/null' is no ordinary file"),
-        (["eval", "RUN", "--eval.num_problems", "2", "--eval.cache", "file"], "eval.cache = 'file' cannot be written, HERE/file: Not a directory"),
-        (["compare", "recipe.toml", "--output", "file/x"], "--output = 'file/x' cannot be written"),
-        (["claims", "RUN", "--output", "folder"], "--output = 'folder' is a folder"),
-        (["report", "RUN", "--output", "folder"], "--output = 'folder' is a folder"),
-        (["report", "RUN", "--watch", "--output", "file/page.html"], "--output = 'file/page.html' cannot be written"),
-        (["export", "RUN", "--output", "file"], "--output = 'file' cannot be written, HERE/file: Not a directory; choose another --output"),
-        (["export", "RUN", "--output", "."], "--output = '.' is not empty, or where you are; name a new folder"),
-        (["pretrain", "tiny_base", "--output-dir", "file"], "output_dir = 'file' cannot be written"),
-        *(([name, "RUN", "--output", "file"], "--output = 'file' cannot be written, HERE/file: Not a directory") for name in DIAGNOSTICS),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_what_cannot_be_written_is_told_before_the_work(trained, here, capsys, monkeypatch, arguments, said):
-    (here / "file").write_text("kept")
-    (here / "folder").mkdir()
-    if "--eval.cache" not in arguments:
-        monkeypatch.setattr("selfdistill.loading._load_model", lambda *_: pytest.fail("a model was loaded"))
-    before = sorted(path.name for path in here.iterdir())
-    assert said.replace("HERE", str(here)) in refused(capsys, [str(trained[0]) if a == "RUN" else a for a in arguments])
-    assert sorted(path.name for path in here.iterdir()) == before and (here / "file").read_text() == "kept" and not any((here / "folder").iterdir())
-
-
-def test_bad_input_of_the_other_commands(here, capsys):
-    assert "there is no method 'opds'; did you mean" in refused(capsys, ["describe", "opds"])
-    assert "unexpected argument --foo" in refused(capsys, ["methods", "--foo"])
-    assert "there is no recipe 'quikstart'; did you mean 'quickstart'?; `selfdistill recipes` lists them" in refused(capsys, ["preview", "quikstart"])
-    assert "'./absent' is not a folder" in refused(capsys, ["sample", "./absent", "w1"])
-
-
-def test_a_run_is_not_written_over(trained, here, capsys):
-    run, _, _ = trained
-    before = (run / "metrics.jsonl").read_bytes()
-    assert "already holds a run; continue it with --resume" in refused(capsys, ["train", "recipe.toml", "--output_dir", str(run)])
-    assert (run / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_whole_checkpoints(here):
-    """A disk with room for the first checkpoint and not for the second."""
-    mount = "mkdir run && mount -t tmpfs -o size=420k none run"
-    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if shutil.which("unshare") is None or subprocess.run([*namespace, f"{mount} && umount run && rmdir run"], capture_output=True).returncode:
-        pytest.skip("needs a disk of its own, through unshare and tmpfs")
-    train = f"{sys.executable} -m selfdistill train recipe.toml --output_dir run/it --checkpoint_every 1 --eval.at_end false"
-    done = subprocess.run([*namespace, f"{mount} && {train}; echo code $?; find run/it"], capture_output=True, text=True, env=environment())
-    assert done.stderr.strip() == "selfdistill: the disk is full; free some space or choose another --output_dir; complete checkpoints are whole"
-    assert "code 2" in done.stdout and "partial" not in done.stdout
-    assert "checkpoints/step_000001/trainer_state.pt" in done.stdout and "checkpoints/step_000002" not in done.stdout
 
 
 def test_interrupted_and_resumed_is_the_run_that_was_not(trained, here):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_cli import RECIPE, environment, made, refused  # noqa: F401
+from commanding import RECIPE, environment, made, refused  # noqa: F401
 
 from selfdistill.cli import main
 from selfdistill.config import load_settings

@@ -2,26 +2,15 @@
 
 import importlib.util
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-import threading
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled
 from peft import PeftModel
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
-import selfdistill
 from selfdistill.loading import Lora, load_policy, load_weights, save_policy
 
 IDS = torch.tensor([[2, 9, 17, 40, 1, 3, 20]])
@@ -156,17 +145,6 @@ def test_loading_draws_no_bars_warns_of_nothing_and_leaves_the_settings_alone(fo
     assert transformers_logging.is_progress_bar_enabled() and modeling_gguf_pytorch_utils.tqdm is bar
 
 
-def test_a_hub_that_does_not_answer_leaves_its_cache(folder, tmp_path, monkeypatch, capfd):
-    """As the hub's own library lays it out; nothing is asked twice and nothing is printed."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    kept = tmp_path / "models--owner--name"
-    (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text("abc")
-    shutil.copytree(folder, kept / "snapshots" / "abc")
-    assert logits(load_policy("owner/name").model).equal(logits(load_policy(str(folder)).model))
-    assert "Retry" not in capfd.readouterr().err
-
-
 @pytest.mark.parametrize(
     "path, said",
     [
@@ -224,48 +202,6 @@ def test_a_folder_without_a_model_names_what_is_missing(folder, tmp_path):
     assert "does not hold the adapter's weights: it lacks adapter_model.safetensors" in refused(tmp_path / "adapter")
     (tmp_path / "empty" / "checkpoints" / "step_000003").mkdir(parents=True)
     assert refused(tmp_path / "empty").endswith(f"; give '{tmp_path}/empty/checkpoints/step_000003'")
-
-
-class Hub(BaseHTTPRequestHandler):
-    """What the hub says of models that are not there, hidden, not open: status and code by the owner's name. One it hangs up on, of the rest it fails."""
-
-    ANSWERS: ClassVar = {"nobody": (404, "RepoNotFound"), "hidden": (401, "RepoNotFound"), "gated": (403, "GatedRepo"), "stranger": (401, "GatedRepo")}
-
-    def do_HEAD(self):
-        owner = self.path.split("/")[1]
-        if owner == "silent":
-            return
-        status, code = self.ANSWERS.get(owner, (500, ""))
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format, *args):
-        """Not on the test's stderr."""
-
-
-def test_what_the_hub_says_is_one_sentence():
-    """Asked for real, of a server on this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = (
-        "import sys\nfrom selfdistill.loading import load_tokenizer\nfor name in sys.argv[1:]:\n"
-        "    try: load_tokenizer(name + '/model', setting='MODEL')\n    except ValueError as error: print(error)"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
-    environment |= {"PYTHONPATH": str(Path(selfdistill.__file__).parents[1]), "NO_PROXY": "127.0.0.1"}
-    names = [*Hub.ANSWERS, "broken", "silent"]
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, env=environment, check=True)
-    server.shutdown()
-    server.server_close()
-    absent = "is neither a folder here nor a model on the hub; a private one needs: hf auth login"
-    gated = "is gated on the hub; ask for access on its page, then log in with: hf auth login"
-    said = dict(zip(names, done.stdout.splitlines(), strict=True))
-    for name, words in {"nobody": absent, "hidden": absent, "gated": gated, "stranger": gated}.items():
-        assert said[name] == f"MODEL = '{name}/model' {words}"
-    assert re.match(r"MODEL = 'broken/model' is not a folder here, and the hub answers with an error \(.*500", said["broken"])
-    assert re.fullmatch(r"MODEL = 'silent/model' is not a folder here, and the hub does not answer \(.+\)", said["silent"])
 
 
 def test_a_tokenizer_without_a_chat_template(folder):
@@ -327,11 +263,3 @@ def test_a_real_model_with_an_adapter_comes_back(tmp_path, capfd):
     assert recorded == "smollm2-135m" and policy.vocab_size == 49_152
     with torch.no_grad():
         assert torch.equal(again.base(ids).logits, expected)
-
-
-def test_loading_hides_its_own_bars_but_not_a_download(folder, capfd, monkeypatch):
-    """A model of many gigabytes that comes from the hub shows how far it is; the files of a local one do not."""
-    hidden, real = [], AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: hidden.append(are_progress_bars_disabled()) or real(*a, **k))
-    load_policy(str(folder))
-    assert hidden == [False] and "Loading" not in capfd.readouterr().err

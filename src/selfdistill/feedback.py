@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import ClassVar
 
 from selfdistill.contexts import Context, next_of_another
 from selfdistill.critics import Critic
@@ -27,7 +28,8 @@ SAME = 0.25
 """Of a null control's rollouts; answers that a few problems share stay below."""
 
 Feedback = Callable[[list[Group], Tools], None]
-"""(groups, tools) -> None; the tools serve stages that let a model write or read, or that remember. One that writes metrics alone says `measures = True`."""
+"""(groups, tools) -> None; the tools serve stages that let a model write or read, or that remember. One that writes metrics alone says `measures = True`,
+one that makes groups known to each other and neither writes nor reads `lends = True`, and one that writes behind a whole completion has `room`: its tokens."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class LendGroups:
 
     Raises ValueError on a step of one problem, which has nobody to borrow from.
     """
+
+    lends: ClassVar[bool] = True
 
     def __call__(self, groups: list[Group], tools: Tools) -> None:
         for group, place in zip(groups, next_of_another(groups), strict=True):

@@ -67,10 +67,12 @@ def read_rows(backbone: nn.Module, config: PreTrainedConfig, packed: Packed, tre
     """
     each = pass_tokens(tree.tokens, packed.input_ids.device)
     reading = _Reading(packed=packed, tree=tree, layers=0 if tree.depth == 1 else config.get_text_config().num_hidden_layers)
-    for level in tree.levels:
+    for number, level in enumerate(tree.levels):
         reading.merge()
         for rows in row_groups([tree.branches[i].length for i in level], each=each):
-            reading.append(*_pass(backbone, config, reading, [level[row] for row in rows]))
+            branches = [level[row] for row in rows]
+            states, layers = _pass(backbone, config, reading, branches)
+            reading.append(branches, states, layers if number + 1 < tree.depth else [])
     place = reading.on_device(np.concatenate([reading.paths[i] for i in tree.last]))
     return torch.cat(reading.states)[place[packed.predicts]]
 
@@ -93,7 +95,7 @@ class _Reading:
         return np.zeros(0, dtype=np.int64) if branch.parent is None else self.paths[branch.parent]
 
     def append(self, rows: Sequence[int], states: Float[Tensor, "rows width hidden"], layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """One pass over these branches, its keys and values [rows heads width dim]."""
+        """One pass over these branches, and its keys and values [rows heads width dim], which nobody needs behind the last level."""
         width = states.shape[1]
         for row, i in enumerate(rows):
             branch, first = self.tree.branches[i], self.total + row * width
@@ -119,16 +121,16 @@ class _Reading:
 
 def _pass(
     backbone: nn.Module, config: PreTrainedConfig, reading: _Reading, rows: Sequence[int]
-) -> tuple[Sequence[int], Float[Tensor, "rows width hidden"], list[tuple[Tensor, Tensor]]]:
+) -> tuple[Float[Tensor, "rows width hidden"], list[tuple[Tensor, Tensor]]]:
     """The model on branches of one level: their states, keys and values."""
     branches = [reading.tree.branches[i] for i in rows]
-    own, paths = (np.array([b.length for b in branches]), [reading.path(b) for b in branches])
+    own, paths = np.array([b.length for b in branches]), [reading.path(b) for b in branches]
     width, before = own.max(), max(map(len, paths))
     column = np.arange(width)
     first = np.array([reading.begins[b.sequence] + b.start for b in branches])[:, None]
     ids = reading.packed.input_ids[reading.on_device(first + np.minimum(column, own[:, None] - 1))]
     if not reading.layers:
-        return rows, backbone(ids, use_cache=False).last_hidden_state, []
+        return backbone(ids, use_cache=False).last_hidden_state, []
     cache, mask, lengths = DynamicCache(config=config), None, np.array([len(path) for path in paths])
     if before:
         padding = before - lengths
@@ -137,4 +139,4 @@ def _pass(
         mask = None if not padding.any() else reading.on_device((np.arange(before + width) >= padding[:, None]).astype(np.int64))
     positions = reading.on_device(lengths[:, None] + column)
     states = backbone(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
-    return rows, states, [(layer.keys[:, :, before:], layer.values[:, :, before:]) for layer in cast(Sequence[Any], cache.layers)]
+    return states, [(layer.keys[:, :, before:], layer.values[:, :, before:]) for layer in cast(Sequence[Any], cache.layers)]

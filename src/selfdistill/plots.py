@@ -27,6 +27,8 @@ PANELS: tuple[tuple[str, str, Series], ...] = (
 """Title, unit of the axis, and metrics with the names their lines bear."""
 FEW = 30
 """Points that are marked each: more would be a thick line, one alone would be nothing without."""
+MARGIN = 0.03
+"""Of accuracy, around what the picture of two models holds: as wide as high, since a point on either axis is a point."""
 OF_THE_TEACHER = ("target_entropy", "divergence")
 """Say nothing of a step without taught rollouts."""
 
@@ -56,6 +58,9 @@ def pareto(models: Sequence[tuple[Evaluation, Evaluation]], picture: Path, *, ti
     if not models or len(models[0][0].by_domain) != 2:
         return None
     figure, axis = plt.subplots(figsize=(6.4, 6), layout="constrained")
+    reach = [[bound for pair in models for e in pair for bound in [*e.by_domain.values()][i].ci95] for i in (0, 1)]
+    lows = [min(bounds) - MARGIN for bounds in reach]
+    span = MARGIN + max(max(bounds) - low for bounds, low in zip(reach, lows, strict=True))
     for i, (pair, name) in enumerate(zip(models, ("model", "peer"), strict=True)):
         drawn = [[(e.avg_at_k, e.avg_at_k - e.ci95[0], e.ci95[1] - e.avg_at_k) for e in evaluation.by_domain.values()] for evaluation in pair]
         for ((x, *across), (y, *along)), when, filled in zip(drawn, ("base", "trained"), ("none", "full"), strict=True):
@@ -64,7 +69,8 @@ def pareto(models: Sequence[tuple[Evaluation, Evaluation]], picture: Path, *, ti
         ends = [(domains[0][0], domains[1][0]) for domains in drawn]
         axis.annotate("", xy=ends[1], xytext=ends[0], arrowprops={"arrowstyle": "->", "color": f"C{i}"})
     one, other = models[0][0].by_domain
-    axis.set(title=title, xlabel=f"accuracy on {one}, 95 % interval over problems", ylabel=f"accuracy on {other}", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axis.set(title=title, xlabel=f"accuracy on {one}, 95 % interval over problems", ylabel=f"accuracy on {other}", aspect="equal")
+    axis.set(xlim=(lows[0], lows[0] + span), ylim=(lows[1], lows[1] + span))
     for direction in (axis.xaxis, axis.yaxis):
         direction.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid(alpha=0.3)
@@ -118,7 +124,6 @@ def _accuracy(axis: Any, run: Path) -> None:
         axis.errorbar(steps, means, yerr=errors, marker="o", capsize=4)
         for i, side in ((0, "left"), (-1, "right")):
             axis.annotate(f"{means[i]:.1%}", (steps[i], means[i]), textcoords="offset points", xytext=(7 if side == "left" else -7, 6), ha=side)
-        axis.margins(x=0.15)
     else:
         axis.text(0.5, 0.5, "not evaluated", ha="center", va="center", transform=axis.transAxes, color="gray")
     axis.set(title="accuracy on held-out problems", ylabel="avg@k, 95 % interval over problems")

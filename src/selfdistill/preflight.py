@@ -12,7 +12,6 @@ import torch
 from selfdistill.checkpoint import random_state, restore_random_state
 from selfdistill.contexts import answered
 from selfdistill.divergences import ForwardKL
-from selfdistill.feedback import LendGroups
 from selfdistill.lockstep import exchange
 from selfdistill.method import Method
 from selfdistill.models import Policy
@@ -24,7 +23,6 @@ from selfdistill.targets import TeacherDistribution
 from selfdistill.teachers import Live
 from selfdistill.trainer import Trainer
 from selfdistill.types import Group, Problem, Rollout, Teaching, TokenSignals, View, Weights
-from selfdistill.windows import TransportWindows
 
 LONGEST = 16
 """Problems whose windows are made room for before a run; which is longest in tokens is known only once they are rendered."""
@@ -103,14 +101,14 @@ def check_windows(trainer: Trainer) -> None:
 
     Room is needed at the very end of a rollout, which a run may first probe hours after it began.
     """
-    window = max((stage.length for stage in trainer.method.feedback if isinstance(stage, TransportWindows)), default=0)
+    window = max((getattr(stage, "room", 0) for stage in trainer.method.feedback), default=0)
     limit = trainer.policy.max_length
     if not window or limit is None:
         return
     problems = nlargest(LONGEST, trainer.stream.problems, key=lambda p: len(str(p.prompt)) + len(p.solution))
     groups = [Group(problem=p, rollouts=[trainer.sampler.write(p, "")]) for p in problems if trainer.sampler.has_room(p)]
     for stage in trainer.method.feedback:
-        if isinstance(stage, LendGroups):
+        if getattr(stage, "lends", False):
             stage(groups, trainer.tools)
     rows = [(r, trainer.method.context(r, g)) for g in groups for r in g.rollouts]
     views = [view for _, teachings in rows for teaching in teachings for view in teaching.views.values()]

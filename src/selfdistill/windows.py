@@ -68,6 +68,11 @@ class TransportWindows:
                 f"control_share={self.control_share}, window={self.length}, controls={self.controls}"
             )
 
+    @property
+    def room(self) -> int:
+        """Tokens that a window may write behind a whole completion."""
+        return self.length
+
     def __call__(self, groups: list[Group], tools: Tools) -> None:
         found = self.probed(groups, tools)
         if not found:

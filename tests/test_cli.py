@@ -22,8 +22,6 @@ from selfdistill.evaluate import Evaluation
 from selfdistill.method_names import build_method
 from selfdistill.methods import METHODS, WRAPPERS
 
-DIAGNOSTICS = ("credit", "blame", "gap", "markers", "leakage", "pmi", "transport", "viability", "judge")
-
 
 def test_help_comes_without_torch_and_lists_every_setting():
     code = "import sys; from selfdistill.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: print('torch' in sys.modules)"

@@ -8,6 +8,8 @@ import sys
 import pytest
 from commanding import environment, here, made, refused, trained  # noqa: F401
 
+DIAGNOSTICS = ("credit", "blame", "gap", "markers", "leakage", "pmi", "transport", "viability", "judge")
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),

@@ -78,7 +78,7 @@ function panel(spec) {
       style: { background: "transparent", color: "inherit", fontSize: "11px", overflow: "visible" },
       x: { label: "step", labelArrow: "none", ticks: d3.ticks(steps[0], steps.at(-1), 5).filter(Number.isInteger), tickFormat: "d", labelAnchor: "center" },
       y: { label: null, nice: true, ticks: 5, grid: true, tickFormat: shares(spec.unit) ? (v) => `${+(100 * v).toPrecision(4)} %` : undefined,
-        domain: flat ? [values[0] - (Math.abs(values[0]) || 1) / 2, values[0] + (Math.abs(values[0]) || 1) / 2] : undefined },
+        domain: !flat ? undefined : shares(spec.unit) ? [0, 1] : [values[0] - (Math.abs(values[0]) || 1) / 2, values[0] + (Math.abs(values[0]) || 1) / 2] },
       marks: marks(found, spec),
     });
     plot.setAttribute("role", "img");

@@ -122,7 +122,7 @@ def measured_before(machine: dict) -> dict[str, dict[str, dict[str, dict]]]:
     """What earlier calls on this machine found, by method, model and lengths; what is measured again replaces its own."""
     path = OUT / "step.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    return found["results"] if found.get("machine") == machine and found.get("peer") == TRL else {}
+    return found["results"] if found.get("machine") == machine and found.get("peer") == TRL and "by_method" in found else {}
 
 
 def main() -> None:

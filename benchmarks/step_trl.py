@@ -64,7 +64,7 @@ class Steps(TrainerCallback):
         whole = time.perf_counter() - self.start - t.metering
         row = {"step": whole, "sampling": t.spent["sampling"], "learning": whole - t.spent["preparing"]}
         row |= {"other": t.spent["preparing"] - t.spent["sampling"], "memory_mib": memory}
-        self.rows.append(row | t.facts | {"trained_tokens": t.facts["tokens"] * t.facts["taught"]})
+        self.rows.append(row | t.facts)
 
 
 def common(a: argparse.Namespace, stops: list[int]) -> dict[str, Any]:

@@ -1,9 +1,16 @@
-"""How rows are cut into passes."""
+"""How rows are cut into passes, and what holds for a model whose passes go on from others."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
-from selfdistill.layouts import row_groups
+import torch
+from test_models import alone, packed
+from tiny_models import tiny_policy, tiny_tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from selfdistill.layouts import row_groups, shared_tree
+from selfdistill.models import Policy, check_layout
 
 
 def cost(groups: list[list[int]], lengths: list[int], each: float) -> float:
@@ -23,3 +30,27 @@ def test_row_groups_hold_every_sequence_once_and_cost_least():
         every = [[order[i:j] for i, j in pairwise(cut)] for cut in cuts]
         assert cost(row_groups(few, each=each), few, each) == min(cost(groups, few, each) for groups in every)
     assert row_groups([7] * 50, each=1) == [list(range(50))]
+
+
+def test_a_model_whose_cached_passes_deviate_reads_every_sequence_whole(monkeypatch):
+    """Whatever a pass costs on the device: sharing is tried before the run starts, and given up where it is off."""
+    monkeypatch.setattr("selfdistill.layouts.PASS_TOKENS", {"cpu": 2048})
+    policy = tiny_policy()
+    assert check_layout(policy) < 1e-4 and policy.shares_prefixes
+    forward = policy.base.base_model.forward
+    monkeypatch.setattr(policy.base.base_model, "forward", lambda ids, **given: forward(ids, **{k: v for k, v in given.items() if k != "position_ids"}))
+    assert check_layout(policy) < 1e-4 and not policy.shares_prefixes
+
+
+def test_padding_stays_within_the_positions_of_a_model():
+    """A short end behind a long beginning shares a pass with a long end behind a short one; each fits, their sum would not."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=64, vocab_size=56))
+    policy = Policy(model.eval(), tiny_tokenizer())
+    long, short, generator = torch.full((60,), 7), torch.full((20,), 9), torch.Generator().manual_seed(0)
+    parts = [torch.cat([long, torch.tensor([10 + k])]) for k in range(4)]
+    parts += [torch.cat([short, torch.randint(6, 56, (40,), generator=generator)]) for _ in range(4)]
+    batch = packed(tuple(map(len, parts)))
+    batch = replace(batch, input_ids=torch.cat(parts))
+    assert shared_tree(batch).depth == 2
+    torch.testing.assert_close(policy.hidden(batch), alone(policy, batch), atol=2e-5, rtol=1e-5)

@@ -63,3 +63,12 @@ def test_the_order_of_ids_beyond_a_byte_is_theirs():
     ends = [[k] * 30 for k in (255, 256, 65536, 1, 257)]
     sequences = arrays(*([7] * 40 + end for end in ends))
     assert prefix_tree(sequences, level=0).tokens == 40 + 150
+
+
+def test_every_level_saves_what_a_pass_costs():
+    """Not the deepest alone: one in between that saves little is read with what follows it."""
+    stem, middle, ends = [1] * 100, [[k] * 20 for k in (2, 3)], [[k] * 30 for k in range(10, 22)]
+    sequences = arrays(*(stem + part + end for part in middle for end in ends))
+    assert prefix_tree(sequences, level=0).depth == 3
+    tree = prefix_tree(sequences, level=500)
+    assert tree.depth == 2 and tree.tokens == 100 + len(sequences) * 50

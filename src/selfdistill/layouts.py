@@ -51,11 +51,15 @@ def plain_cache(config: PreTrainedConfig) -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
+def tree_of(packed: Packed, *, level: float) -> Tree:
+    """Sequences by what they begin with in common, on levels that save so many tokens each."""
+    return prefix_tree(np.split(packed.host_ids.numpy(), list(accumulate(packed.lengths))[:-1]), level=level)
+
+
 def shared_tree(packed: Packed) -> Tree:
     """Sequences by what they begin with in common, where reading that once saves enough; else each for itself."""
     tokens = sum(packed.lengths)
-    sequences = np.split(packed.host_ids.numpy(), list(accumulate(packed.lengths))[:-1])
-    tree = prefix_tree(sequences, level=pass_tokens(tokens, packed.input_ids.device))
+    tree = tree_of(packed, level=pass_tokens(tokens, packed.input_ids.device))
     return tree if tokens - tree.tokens >= SAVED_SHARE * tokens else separate(packed.lengths)
 
 
@@ -66,13 +70,12 @@ def read_rows(backbone: nn.Module, config: PreTrainedConfig, packed: Packed, tre
     keys and values are all that it carries. Gradients of all that goes on from a branch meet in its keys and values.
     """
     each = pass_tokens(tree.tokens, packed.input_ids.device)
-    reading = _Reading(packed=packed, tree=tree, layers=0 if tree.depth == 1 else config.get_text_config().num_hidden_layers)
+    reading = _Reading(packed=packed, tree=tree, layers=0 if tree.depth == 1 else len(DynamicCache(config=config).layers))
     for number, level in enumerate(tree.levels):
         reading.merge()
         for rows in row_groups([tree.branches[i].length for i in level], each=each):
             branches = [level[row] for row in rows]
-            states, layers = _pass(backbone, config, reading, branches)
-            reading.append(branches, states, layers if number + 1 < tree.depth else [])
+            reading.append(branches, *_pass(backbone, config, reading, branches, keeps=number + 1 < tree.depth))
     place = reading.on_device(np.concatenate([reading.paths[i] for i in tree.last]))
     return torch.cat(reading.states)[place[packed.predicts]]
 
@@ -95,7 +98,7 @@ class _Reading:
         return np.zeros(0, dtype=np.int64) if branch.parent is None else self.paths[branch.parent]
 
     def append(self, rows: Sequence[int], states: Float[Tensor, "rows width hidden"], layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """One pass over these branches, and its keys and values [rows heads width dim], which nobody needs behind the last level."""
+        """One pass over these branches, and its keys and values [rows heads width dim]; none of the last level, from which nothing goes on."""
         width = states.shape[1]
         for row, i in enumerate(rows):
             branch, first = self.tree.branches[i], self.total + row * width
@@ -109,34 +112,56 @@ class _Reading:
         """Keys and values of all passes as one: a level goes on from those before it, so this is done once a level."""
         self.layers = [[cast(tuple[Tensor, Tensor], tuple(map(torch.cat, zip(*passes, strict=True))))] if passes else [] for passes in self.layers]
 
-    def behind(self, paths: Int[np.ndarray, "rows before"]) -> list[tuple[Float[Tensor, "rows heads before dim"], ...]]:
-        """Keys and values at those places, by layer."""
-        at, (rows, before) = self.on_device(paths.reshape(-1)), paths.shape
-        return [tuple(kind.index_select(0, at).unflatten(0, (rows, before)).transpose(1, 2) for kind in passes[0]) for passes in self.layers]
-
     def on_device(self, values: np.ndarray) -> Tensor:
         """Made on the host, so that no device is waited for."""
         return torch.from_numpy(values).to(self.packed.input_ids.device, non_blocking=True)
 
 
+class _Behind(DynamicLayer):
+    """One layer: keys and values of what rows go on from, gathered when the layer asks, and their own, kept where a level goes on from them."""
+
+    is_initialized = True
+
+    def __init__(self, *, known: tuple[Tensor, Tensor] | None, places: Int[Tensor, "rows before"] | None, keeps: bool) -> None:
+        super().__init__()
+        self.known, self.places, self.keeps = known, places, keeps
+        self.own: tuple[Tensor, Tensor] | None = None
+
+    def get_seq_length(self) -> int:
+        return 0 if self.places is None else self.places.shape[1]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """[rows heads width dim] each, behind what stands before them."""
+        own = (key_states, value_states)
+        if self.keeps:
+            self.own = own
+        if self.places is None:
+            return own
+        assert self.known is not None, "places are of what has been read"
+        at, shape = self.places.reshape(-1), tuple(self.places.shape)
+        keys, values = (torch.cat([x.index_select(0, at).unflatten(0, shape).transpose(1, 2), new], dim=2) for x, new in zip(self.known, own, strict=True))
+        return keys, values
+
+
 def _pass(
-    backbone: nn.Module, config: PreTrainedConfig, reading: _Reading, rows: Sequence[int]
+    backbone: nn.Module, config: PreTrainedConfig, reading: _Reading, rows: Sequence[int], *, keeps: bool
 ) -> tuple[Float[Tensor, "rows width hidden"], list[tuple[Tensor, Tensor]]]:
-    """The model on branches of one level: their states, keys and values."""
+    """The model on branches of one level: their states, and their keys and values if a level goes on from them."""
     branches = [reading.tree.branches[i] for i in rows]
     own, paths = np.array([b.length for b in branches]), [reading.path(b) for b in branches]
     width, before = own.max(), max(map(len, paths))
-    column = np.arange(width)
-    first = np.array([reading.begins[b.sequence] + b.start for b in branches])[:, None]
-    ids = reading.packed.input_ids[reading.on_device(first + np.minimum(column, own[:, None] - 1))]
+    # padding repeats the last token and its position, so that none is beyond the model's
+    column = np.minimum(np.arange(width), own[:, None] - 1)
+    ids = reading.packed.input_ids[reading.on_device(np.array([reading.begins[b.sequence] + b.start for b in branches])[:, None] + column)]
     if not reading.layers:
         return backbone(ids, use_cache=False).last_hidden_state, []
-    cache, mask, lengths = DynamicCache(config=config), None, np.array([len(path) for path in paths])
-    if before:
-        padding = before - lengths
-        for i, (keys, values) in enumerate(reading.behind(np.stack([np.pad(path, (n, 0)) for path, n in zip(paths, padding, strict=True)]))):
-            cache.update(keys, values, i)
-        mask = None if not padding.any() else reading.on_device((np.arange(before + width) >= padding[:, None]).astype(np.int64))
+    lengths = np.array([len(path) for path in paths])
+    padding = before - lengths
+    places = reading.on_device(np.stack([np.pad(path, (n, 0)) for path, n in zip(paths, padding, strict=True)])) if before else None
+    mask = reading.on_device((np.arange(before + width) >= padding[:, None]).astype(np.int64)) if padding.any() else None
+    cache = DynamicCache(config=config)
+    layers = [_Behind(known=passes[0] if passes else None, places=places, keeps=keeps) for passes in reading.layers]
+    cache.layers = cast(Any, layers)
     positions = reading.on_device(lengths[:, None] + column)
     states = backbone(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
-    return states, [(layer.keys[:, :, before:], layer.values[:, :, before:]) for layer in cast(Sequence[Any], cache.layers)]
+    return states, [layer.own for layer in layers if layer.own is not None]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfdistill.chat import Chat
 from selfdistill.heads import Head
-from selfdistill.layouts import plain_cache, read_rows, shared_tree
+from selfdistill.layouts import plain_cache, read_rows, shared_tree, tree_of
 from selfdistill.prefixes import separate
 from selfdistill.teachers import evaluating
 from selfdistill.types import Packed
@@ -177,10 +177,16 @@ def check_layout(policy: Policy) -> float:
     ).to(policy.device)
     with evaluating(policy), policy.autocast():
         apart = torch.cat([policy._backbone(part[None], use_cache=False).last_hidden_state[0] for part in packed.input_ids.split(lengths)])[packed.predicts]
-        allowed, deviation = _rounding(policy, apart), float((policy.hidden(packed) - apart).abs().max())
-        if policy.shares_prefixes and policy.layout == "rows" and not deviation <= allowed:
-            policy.shares_prefixes = False
+        allowed = _rounding(policy, apart)
+        if policy.layout == "packed":
             deviation = float((policy.hidden(packed) - apart).abs().max())
+        else:
+            each, together = (
+                float((read_rows(policy._backbone, policy.base.config, packed, tree) - apart).abs().max())
+                for tree in (separate(lengths), tree_of(packed, level=0) if policy.shares_prefixes else separate(lengths))
+            )
+            policy.shares_prefixes &= together <= allowed
+            deviation = max(each, together) if policy.shares_prefixes else each
     if not deviation <= allowed:
         raise ValueError(f'sequences packed as {policy.layout!r} differ from separate ones by {deviation:.3g}; set model.layout = "rows"')
     return deviation

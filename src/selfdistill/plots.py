@@ -59,8 +59,9 @@ def pareto(models: Sequence[tuple[Evaluation, Evaluation]], picture: Path, *, ti
         return None
     figure, axis = plt.subplots(figsize=(6.4, 6), layout="constrained")
     reach = [[bound for pair in models for e in pair for bound in [*e.by_domain.values()][i].ci95] for i in (0, 1)]
-    lows = [min(bounds) - MARGIN for bounds in reach]
-    span = MARGIN + max(max(bounds) - low for bounds, low in zip(reach, lows, strict=True))
+    span = 2 * MARGIN + max(max(bounds) - min(bounds) for bounds in reach)
+    # an axis that would leave 100 % ends there
+    lows = [min(min(bounds), 1 - span + 2 * MARGIN) - MARGIN for bounds in reach]
     for i, (pair, name) in enumerate(zip(models, ("model", "peer"), strict=True)):
         drawn = [[(e.avg_at_k, e.avg_at_k - e.ci95[0], e.ci95[1] - e.avg_at_k) for e in evaluation.by_domain.values()] for evaluation in pair]
         for ((x, *across), (y, *along)), when, filled in zip(drawn, ("base", "trained"), ("none", "full"), strict=True):

@@ -23,6 +23,7 @@ class Branch:
 
     @property
     def length(self) -> int:
+        """Its tokens."""
         return self.stop - self.start
 
 
@@ -40,6 +41,7 @@ class Tree:
 
     @property
     def depth(self) -> int:
+        """Number of levels."""
         return 1 + max(branch.level for branch in self.branches)
 
     @property
@@ -61,18 +63,24 @@ def separate(lengths: Sequence[int]) -> Tree:
 
 def prefix_tree(sequences: Sequence[Int[np.ndarray, " _"]], *, level: float) -> Tree:
     """The tree of all stretches that are worth a branch, on levels that save `level` tokens each; equal sequences end with the same branch."""
+    assert all(map(len, sequences)), "a sequence has tokens"
     root = _radix_tree(sequences)
     for node in list(_below(root)):
         if node.children and node.saved < SAVED_TOKENS:
             node.dissolve()
-    while inner := [(at, node) for node, at in _leveled(root) if node.children]:
-        deepest = max(at for at, _ in inner)
-        lowest = [node for at, node in inner if at == deepest]
-        if sum(node.saved for node in lowest) >= level:
-            break
-        for node in lowest:
+    while weak := _weakest(root, level):
+        for node in weak:
             node.dissolve()
     return _numbered(root, len(sequences))
+
+
+def _weakest(root: "_Node", level: float) -> list["_Node"]:
+    """Nodes of the lowest level that saves less than a level has to."""
+    by_level: dict[int, list[_Node]] = {}
+    for node, at in _leveled(root):
+        if node.children:
+            by_level.setdefault(at, []).append(node)
+    return next((nodes for _, nodes in sorted(by_level.items(), reverse=True) if sum(node.saved for node in nodes) < level), [])
 
 
 @dataclass(eq=False)

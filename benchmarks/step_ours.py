@@ -56,7 +56,7 @@ def main() -> None:
         rollouts = [r for g in result.groups for r in g.rollouts]
         steps.append(
             {"step": sum(s.values()), "sampling": s["sample"], "learning": learning, "other": s["grade"] + s["annotate"] + s["teach"]}
-            | {"tokens": sum(len(r.completion_ids) for r in rollouts), "trained_tokens": result.metrics["trained_tokens"]}
+            | {"tokens": sum(len(r.completion_ids) for r in rollouts)}
             | {"teacher_tokens": sum(len(v.prompt_ids) for sample in result.samples for v in sample.views.values())}
             | {f"phase_{name}": value for name, value in s.items()}
         )

@@ -1,11 +1,10 @@
 """How rows are cut into passes, and what holds for a model whose passes go on from others."""
 
 import random
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from test_models import alone, packed
+from test_models import alone, laid
 from tiny_models import tiny_policy, tiny_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -50,7 +49,6 @@ def test_padding_stays_within_the_positions_of_a_model():
     long, short, generator = torch.full((60,), 7), torch.full((20,), 9), torch.Generator().manual_seed(0)
     parts = [torch.cat([long, torch.tensor([10 + k])]) for k in range(4)]
     parts += [torch.cat([short, torch.randint(6, 56, (40,), generator=generator)]) for _ in range(4)]
-    batch = packed(tuple(map(len, parts)))
-    batch = replace(batch, input_ids=torch.cat(parts))
+    batch = laid(parts)
     assert shared_tree(batch).depth == 2
     torch.testing.assert_close(policy.hidden(batch), alone(policy, batch), atol=2e-5, rtol=1e-5)

@@ -15,16 +15,23 @@ LENGTHS = (5, 40, 1, 17, 40, 3, 90)
 """Beyond Gemma 2's sliding window of 8, with sequences of one token and more than one row group."""
 
 
+def laid(parts, *, predicts=None) -> Packed:
+    """Sequences end to end; every state predicts unless told."""
+    lengths = tuple(map(len, parts))
+    return Packed(
+        input_ids=torch.cat(parts),
+        positions=torch.cat([torch.arange(n) for n in lengths]),
+        lengths=lengths,
+        predicts=torch.arange(sum(lengths)) if predicts is None else predicts,
+    )
+
+
 def packed(lengths=LENGTHS, *, seed=0) -> Packed:
     """Random tokens; what is predicted is some of each sequence, not in order."""
     generator = torch.Generator().manual_seed(seed)
     length = sum(lengths)
-    return Packed(
-        input_ids=torch.randint(6, 56, (length,), generator=generator),
-        positions=torch.cat([torch.arange(n) for n in lengths]),
-        lengths=tuple(lengths),
-        predicts=torch.randperm(length, generator=generator)[: length // 2],
-    )
+    ids = torch.randint(6, 56, (length,), generator=generator)
+    return laid(ids.split(list(lengths)), predicts=torch.randperm(length, generator=generator)[: length // 2])
 
 
 def alone(policy: Policy, batch: Packed) -> torch.Tensor:
@@ -86,25 +93,14 @@ def with_prompts(*, prompts=(30, 7, 30, 1), copies=3, longest=20, seed=0) -> Pac
             own = torch.randint(6, 56, (1 + (7 * c + 3 * number) % longest,), generator=generator)
             # every second one goes on as its prompt's others do, for a while
             parts.append(torch.cat([head, end[: len(own) // 2], own] if c % 2 else [head, own]))
-    lengths = tuple(map(len, parts))
-    return Packed(
-        input_ids=torch.cat(parts),
-        positions=torch.cat([torch.arange(n) for n in lengths]),
-        lengths=lengths,
-        predicts=torch.randperm(sum(lengths), generator=generator)[: sum(lengths) // 2],
-    )
+    length = sum(map(len, parts))
+    return laid(parts, predicts=torch.randperm(length, generator=generator)[: length // 2])
 
 
 def repeated(batch: Packed) -> Packed:
     """The same sequences once more, and of each the first half."""
     parts = batch.input_ids.split(batch.lengths)
-    parts = [*parts, *parts, *(part[: (len(part) + 1) // 2] for part in parts)]
-    return Packed(
-        input_ids=torch.cat(parts),
-        positions=torch.cat([torch.arange(len(part)) for part in parts]),
-        lengths=tuple(map(len, parts)),
-        predicts=torch.arange(sum(map(len, parts))),
-    )
+    return laid([*parts, *parts, *(part[: (len(part) + 1) // 2] for part in parts)])
 
 
 def read_tokens(policy: Policy) -> list[int]:
@@ -163,12 +159,7 @@ def test_the_token_behind_padding_changes_nothing():
     policy = tiny_policy()
     short = packed((6,), seed=3)
     longer = packed((30,), seed=4)
-    both = Packed(
-        input_ids=torch.cat([short.input_ids, longer.input_ids]),
-        positions=torch.cat([short.positions, longer.positions]),
-        lengths=(6, 30),
-        predicts=short.predicts,
-    )
+    both = laid([short.input_ids, longer.input_ids], predicts=short.predicts)
     assert len(row_groups(both.lengths, each=64)) == 1
     torch.testing.assert_close(policy.hidden(both), policy.hidden(short), atol=1e-5, rtol=1e-5)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selfdistill.chat import Chat
 from selfdistill.heads import Head
 from selfdistill.layouts import plain_cache, read_rows, shared_tree, tree_of
-from selfdistill.prefixes import separate
+from selfdistill.prefixes import Tree, separate
 from selfdistill.teachers import evaluating
 from selfdistill.types import Packed
 
@@ -181,15 +181,19 @@ def check_layout(policy: Policy) -> float:
         if policy.layout == "packed":
             deviation = float((policy.hidden(packed) - apart).abs().max())
         else:
-            each, together = (
-                float((read_rows(policy._backbone, policy.base.config, packed, tree) - apart).abs().max())
-                for tree in (separate(lengths), tree_of(packed, level=0) if policy.shares_prefixes else separate(lengths))
-            )
-            policy.shares_prefixes &= together <= allowed
-            deviation = max(each, together) if policy.shares_prefixes else each
+            deviation = _off(policy, packed, separate(lengths), apart)
+            if policy.shares_prefixes:
+                together = _off(policy, packed, tree_of(packed, level=0), apart)
+                policy.shares_prefixes = together <= allowed
+                deviation = max(deviation, together) if policy.shares_prefixes else deviation
     if not deviation <= allowed:
         raise ValueError(f'sequences packed as {policy.layout!r} differ from separate ones by {deviation:.3g}; set model.layout = "rows"')
     return deviation
+
+
+def _off(policy: Policy, packed: Packed, tree: Tree, apart: Tensor) -> float:
+    """How far states read by that tree lie from those of sequences read apart."""
+    return float((read_rows(policy._backbone, policy.base.config, packed, tree) - apart).abs().max())
 
 
 def _rounding(policy: Policy, values: Tensor) -> float:

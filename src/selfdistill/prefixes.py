@@ -65,7 +65,7 @@ def prefix_tree(sequences: Sequence[Int[np.ndarray, " _"]], *, level: float) -> 
     """The tree of all stretches that are worth a branch, on levels that save `level` tokens each; equal sequences end with the same branch."""
     assert all(map(len, sequences)), "a sequence has tokens"
     root = _radix_tree(sequences)
-    for node in list(_below(root)):
+    for node, _ in list(_leveled(root)):
         if node.children and node.saved < SAVED_TOKENS:
             node.dissolve()
     while weak := _weakest(root, level):
@@ -149,12 +149,8 @@ def _in_common(one: np.ndarray, other: np.ndarray) -> int:
     return int(differs.argmax()) if differs.any() else n
 
 
-def _below(root: _Node) -> Iterator[_Node]:
-    """Every node but the root, parents first."""
-    return (node for node, _ in _leveled(root))
-
-
 def _leveled(root: _Node) -> Iterator[tuple[_Node, int]]:
+    """Every node but the root with its level, parents first."""
     level, found = 0, root.children
     while found:
         yield from ((node, level) for node in found)

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from selfdistill.kernels.products import linear
+
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
@@ -37,7 +39,7 @@ class Head:
 
     def product(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """h W^T + b, in the type that matrix products run in."""
-        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        return linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
     def shape(self, product: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
         """The product as fp32 logits, scaled and capped."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfdistill.chat import Chat
 from selfdistill.heads import Head
+from selfdistill.kernels.products import quicken
 from selfdistill.layouts import plain_cache, read_rows, shared_tree, tree_of
 from selfdistill.prefixes import Tree, separate
 from selfdistill.teachers import evaluating
@@ -40,6 +41,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.chat, self.layout = model, tokenizer, Chat(tokenizer), layout
         self.autocast_dtype, self.fresh_adapter = autocast, fresh_adapter
+        quicken(model)
         self.shares_prefixes = plain_cache(self.base.config)
         # ids may have holes, and a few multimodal tokenizers know a token that their text models have no row for
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, Head.of(self.base).vocab_size)

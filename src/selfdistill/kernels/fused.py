@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfdistill.heads import Head, Product
+from selfdistill.kernels.products import add_outer, linear
 from selfdistill.kernels.triton_scoring import score_products, supported
 from selfdistill.loss import objective
 from selfdistill.method import Method
@@ -112,11 +113,9 @@ class _Sweep:
             if gradient.data_ptr() != logits[rows].data_ptr():
                 logits[rows] = gradient
         if self.states is not None:
-            self.states[students] = (logits @ head.weight).to(self.states.dtype)
-        if self.weight is not None and self.weight.dtype == logits.dtype:
-            self.weight.addmm_(logits.T, hidden.to(logits.dtype))
-        elif self.weight is not None:
-            self.weight += logits.T @ hidden.to(logits.dtype)
+            self.states[students] = linear(logits, head.weight.T).to(self.states.dtype)
+        if self.weight is not None:
+            add_outer(self.weight, logits, hidden.to(logits.dtype))
         if self.bias is not None:
             self.bias += logits.sum(0)
 

@@ -1,0 +1,105 @@
+"""Matrix products in fp32 where torch's BLAS leaves half of a processor idle: MKL runs AVX2 code on AMD, oneDNN the AVX-512 that is there.
+
+Same sums in fp32, in another order. torch's own switch turns them off: `torch.backends.mkldnn.flags(enabled=False)`.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+LEAST = 2**20
+"""Multiplications below which oneDNN's own start costs more than it saves."""
+
+ADDED = 2**12
+"""Rows of a product that is added up held at once: a vocabulary's gradient would be held twice."""
+
+
+def linear(x: Float[Tensor, "*rows inner"], weight: Float[Tensor, "outer inner"], bias: Float[Tensor, " outer"] | None = None) -> Float[Tensor, "*rows outer"]:
+    """x W^T + b, as torch.nn.functional.linear."""
+    if not _suits(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+        return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+    return _onednn(x, weight, bias)
+
+
+def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"]) -> None:
+    """total += one^T other, in place; a product that cannot be written there is made some of its rows at a time."""
+    if total.dtype == one.dtype and not _suits(one.T, other.T):
+        total.addmm_(one.T, other)
+    elif len(total) <= ADDED:
+        total += _outer(one, other)
+    else:
+        for start in range(0, len(total), ADDED):
+            total[start : start + ADDED] += linear(one.T[start : start + ADDED], other.T)
+
+
+class Linear(nn.Linear):
+    """torch.nn.Linear by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def quicken(model: nn.Module) -> None:
+    """Its plain linear layers multiply by `linear` from now on; parameters, names and files stay as they are."""
+    if available():
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Linear
+
+
+@cache
+def available() -> bool:
+    """Whether this processor gains: AMD with AVX-512, under a torch that has MKL for BLAS and oneDNN beside it."""
+    named = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+    built = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return built and "AMD" in str(named) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        rows = upstream[0].flatten(0, -2)
+        return (
+            linear(upstream[0], weight.T) if wants_x else None,
+            _outer(rows, x.flatten(0, -2)) if wants_weight else None,
+            rows.sum(0) if wants_bias else None,
+        )
+
+
+def _outer(one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"]) -> Float[Tensor, "outer inner"]:
+    """one^T other; oneDNN turns its first factor round in memory, so that is the narrower one."""
+    return linear(one.T, other.T) if one.shape[1] <= other.shape[1] else linear(other.T, one.T).T
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.numel() * weight.shape[0] >= LEAST
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        # other strides are slow there
+        and (weight.is_contiguous() or weight.T.is_contiguous())
+        and available()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        # no subclass: a sharded parameter, say
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+    )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

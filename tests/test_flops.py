@@ -1,6 +1,7 @@
 """One student pass for K teachers: products counted by torch over a whole `learn`, and not a second measured."""
 
 from dataclasses import dataclass
+from math import prod
 
 import pytest
 import torch
@@ -60,9 +61,10 @@ def learned(count: int, roles: tuple[str, ...], *, shares: bool = False) -> tupl
         task=Words(),
         settings=make_settings({"steps": 1, "optimizer": {"lr": 1e-4}}, {}),
     )
-    # the gradient of the head may be added in place, which torch's counter does not know
-    in_place = {torch.ops.aten.addmm_: lambda own, a, b, **rest: 2 * a[0] * a[1] * b[1]}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    # torch's counter knows neither sums in place nor oneDNN
+    products = {torch.ops.aten.addmm_: lambda own, a, b, **rest: 2 * a[0] * a[1] * b[1]}
+    products[torch.ops.mkldnn._linear_pointwise] = lambda a, b, *rest, **kwargs: 2 * prod(a) * b[0]
+    with FlopCounterMode(display=False, custom_mapping=products) as counter:
         trainer.learn(groups)
     return counter.get_total_flops(), len(groups[0].rollouts)
 

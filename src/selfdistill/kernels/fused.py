@@ -13,19 +13,20 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from selfdistill.heads import Head, Product
 from selfdistill.kernels.products import add_outer, linear
 from selfdistill.kernels.triton_scoring import score_products, supported
 from selfdistill.loss import objective
 from selfdistill.method import Method
-from selfdistill.scoring import Order, Piece, Place, Reading, assemble, rows_held, score, score_piece
+from selfdistill.scoring import CHUNK_ENTRIES, Order, Piece, Place, Reading, assemble, rows_held, score, score_piece
 from selfdistill.types import Batch
 
 Scorer = Callable[[Method, Piece, float, Product, Mapping[str, Product], Product | None], tuple[Tensor, Tensor]]
-SLAB_ENTRIES = {"cpu": 2**23, "cuda": 2**27}
+SLAB_ENTRIES = {"cpu": 2**22, "cuda": 2**27}
 """Logits of the student held at once, and as many of each view: fewer make products smaller and a trained head's gradient be added up more often."""
-BLOCK_ENTRIES = {"cpu": 2**20, "cuda": 2**25}
+BLOCK_ENTRIES = {"cpu": 2**19, "cuda": 2**25}
 """Logits scored and differentiated at once: on a CPU as many as stay in its cache from one elementwise pass to the next."""
 
 
@@ -56,12 +57,15 @@ def learn(
     device allows. Where a part looks along a rollout that has more tokens than a slab, chunks are scored instead, whose logits backward
     computes again.
     """
-    slab = slab or rows_held(SLAB_ENTRIES, hidden.device, head.vocab_size)
+    given, slab = slab, slab or rows_held(SLAB_ENTRIES, hidden.device, head.vocab_size)
     scorer = _scorer(kernel, method, head, others=[r.head for r in (*readings.values(), initial) if r], device=hidden.device)
     block = min(slab, block or (slab if scorer is score_products else rows_held(BLOCK_ENTRIES, hidden.device, head.vocab_size)))
     edges = list(range(0, len(hidden), block)) if method.pointwise else _between_rollouts(batch, len(hidden), block)
     edges.append(len(hidden))
-    if max(b - a for a, b in pairwise(edges)) > slab:
+    longest = max(b - a for a, b in pairwise(edges))
+    if not given and longest <= rows_held(CHUNK_ENTRIES, hidden.device, head.vocab_size):
+        slab = max(slab, longest)
+    if longest > slab:
         signals = score(method, batch, hidden=hidden, head=head, readings=readings, initial=initial, chunk=slab)
         loss, sums = objective(method, signals)
         return Learned(loss=loss, sums=sums, policy_logp=signals.policy_logp.detach())
@@ -156,17 +160,21 @@ def _score_logits(
 
 
 class _Known(torch.autograd.Function):
-    """A loss whose gradients were taken with it."""
+    """A loss whose gradients were taken with it, and are handed on: kept here too, a parameter's would be copied."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, count: int, *inputs_and_gradients: Tensor) -> Tensor:
-        ctx.save_for_backward(*inputs_and_gradients[count:])
+        ctx.gradients = list(inputs_and_gradients[count:])
         return loss.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.saved_tensors
-        return (None, None, *(g.mul_(upstream[0]) for g in gradients), *(None for _ in gradients))
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradient of this loss was handed on; learn again for another backward")
+        count = len(gradients)
+        return (None, None, *(gradients.pop(0).mul_(upstream[0]) for _ in range(count)), *(None for _ in range(count)))
 
 
 def _between_rollouts(batch: Batch, students: int, block: int) -> list[int]:

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 LEAST = 2**20
 """Multiplications below which oneDNN's own start costs more than it saves."""
 
-ADDED = 2**12
-"""Rows of a product that is added up held at once: a vocabulary's gradient would be held twice."""
+ADDED = 2**20
+"""Numbers of a product that is added up held at once: a vocabulary's gradient would be held twice."""
 
 
 def linear(x: Float[Tensor, "*rows inner"], weight: Float[Tensor, "outer inner"], bias: Float[Tensor, " outer"] | None = None) -> Float[Tensor, "*rows outer"]:
@@ -31,11 +31,11 @@ def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows oute
     """total += one^T other, in place; a product that cannot be written there is made some of its rows at a time."""
     if total.dtype == one.dtype and not _suits(one.T, other.T):
         total.addmm_(one.T, other)
-    elif len(total) <= ADDED:
+    elif total.numel() <= ADDED:
         total += _outer(one, other)
     else:
-        for start in range(0, len(total), ADDED):
-            total[start : start + ADDED] += linear(one.T[start : start + ADDED], other.T)
+        for start in range(0, len(total), step := max(ADDED // total.shape[1], 1)):
+            total[start : start + step] += linear(one.T[start : start + step], other.T)
 
 
 class Linear(nn.Linear):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfdistill.chat import Chat
 from selfdistill.heads import Head
-from selfdistill.kernels.products import quicken
+from selfdistill.kernels.layers import quicken
 from selfdistill.layouts import plain_cache, read_rows, shared_tree, tree_of
 from selfdistill.prefixes import Tree, separate
 from selfdistill.teachers import evaluating

@@ -38,21 +38,6 @@ def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows oute
             total[start : start + step] += linear(one.T[start : start + step], other.T)
 
 
-class Linear(nn.Linear):
-    """torch.nn.Linear by `linear`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
-
-
-def quicken(model: nn.Module) -> None:
-    """Its plain linear layers multiply by `linear` from now on; parameters, names and files stay as they are."""
-    if available():
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = Linear
-
-
 @cache
 def available() -> bool:
     """Whether this processor gains: AMD with AVX-512, under a torch that has MKL for BLAS and oneDNN beside it."""

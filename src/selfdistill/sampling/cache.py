@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 
+from selfdistill.sampling.sharing import Family, Prompts, attach
+
 ROOM = 128
 """Columns that storage grows by: copying them costs a 128th of what attention reads."""
 PLAIN = {"full_attention", "sliding_attention"}
@@ -28,6 +30,8 @@ class Columns(CacheLayerMixin):
         self.window, self.is_sliding = window, window is not None
         self.first = self.end = 0
         """Number of the first column in storage, and of the next one to be written."""
+        self.prompts: Prompts | None = None
+        """What stands before every row's columns, where prompts are shared."""
 
     @property
     def filled(self) -> tuple[Tensor, Tensor]:
@@ -52,7 +56,23 @@ class Columns(CacheLayerMixin):
         keys.narrow(2, self.end - self.first, 1).copy_(key_states)
         values.narrow(2, self.end - self.first, 1).copy_(value_states)
         self.end += 1
-        return keys.narrow(2, offset - self.first, seen), values.narrow(2, offset - self.first, seen)
+        seen_keys, seen_values = keys.narrow(2, offset - self.first, seen), values.narrow(2, offset - self.first, seen)
+        if self.prompts is not None:
+            attach(seen_keys, self.prompts)
+        return seen_keys, seen_values
+
+    def share(self, family: Family) -> None:
+        """The prompts, read before, stay as they are; columns begin behind them."""
+        keys, values = self.filled
+        self.prompts = Prompts(keys=keys, values=values, family=family)
+        self.keys, self.values = (_with_room(x.new_empty(len(family.place), x.shape[1], 0, x.shape[3])) for x in (keys, values))
+        self.first = self.end = 0
+
+    def unshare(self) -> None:
+        """As before `share`."""
+        assert self.prompts is not None, "nothing is shared"
+        self.keys, self.values, self.prompts = self.prompts.keys, self.prompts.values, None
+        self.first, self.end = 0, self.keys.shape[2]
 
     def spread(self, rows: Int[Tensor, " rows"], columns: Int[Tensor, "rows width"]) -> None:
         """Row i becomes columns[i] of what row rows[i] is now."""
@@ -97,6 +117,24 @@ class RolloutCache(Cache):
     def keep(self, rows: Int[Tensor, " rows"], after: int) -> None:
         for layer in self.columns:
             layer.keep(rows, after)
+
+    def share(self, family: Family) -> None:
+        for layer in self.columns:
+            layer.share(family)
+
+    def unshare(self) -> None:
+        for layer in self.columns:
+            layer.unshare()
+
+    def keep_prompts(self, prompts: Int[Tensor, " prompts"], width: int, family: Family) -> None:
+        for layer in self.columns:
+            assert layer.prompts is not None, "nothing is shared"
+            layer.prompts = layer.prompts.keep(prompts, width, family)
+
+    @property
+    def read(self) -> bool:
+        """Whether the attention of every layer has read the prompts that it shares."""
+        return all(layer.prompts is not None and layer.prompts.read for layer in self.columns)
 
 
 def _with_room(x: Float[Tensor, "rows heads filled dim"]) -> Float[Tensor, "rows heads columns dim"]:

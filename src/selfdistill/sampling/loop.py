@@ -6,6 +6,7 @@ so a row's tokens do not depend on when others leave.
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from selfdistill.models import Policy
 from selfdistill.sampling.cache import ROOM, RolloutCache, windows
 from selfdistill.sampling.choosing import Choice
+from selfdistill.sampling.sharing import Family, pays, sharing
 from selfdistill.teachers import evaluating
 
 BLOCK = 8
@@ -53,8 +55,9 @@ def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit
     """A completion of at most `limit` tokens a prompt, from one batch."""
     generator = torch.Generator(device=policy.device).manual_seed(int(torch.randint(2**63 - 1, ())))
     lines, ending = [Line() for _ in prompts], frozenset(stops)
-    with evaluating(policy), policy.autocast():
-        batch = _Batch(policy, prompts)
+    shares = pays(policy, prompts, windows(policy.base.config) or ())
+    with evaluating(policy), policy.autocast(), sharing(policy) if shares else nullcontext():
+        batch = _Batch(policy, prompts, shares=shares)
         for start in range(0, limit, BLOCK):
             uniform = torch.rand(BLOCK, len(prompts), generator=generator, device=policy.device, dtype=torch.float64)
             steps = [batch.step(choice, numbers) for numbers in uniform[: limit - start]]
@@ -73,14 +76,19 @@ def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit
 class _Batch:
     """Rows that are written together, left-padded; each pass gives all of them one token."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[list[int]]) -> None:
+    def __init__(self, policy: Policy, prompts: Sequence[list[int]], *, shares: bool) -> None:
         seen = windows(policy.base.config)
         assert seen is not None, "writable() was asked"
         self.backbone, self.head, self.device = policy.base.base_model, policy.head, policy.device
-        self.cache, self.prompts = RolloutCache(seen), prompts
+        self.cache, self.shares = RolloutCache(seen), shares
+        self.prompts = list({tuple(p): None for p in prompts})
+        """Those that differ."""
+        number = {p: i for i, p in enumerate(self.prompts)}
+        self.prompt = [number[tuple(p)] for p in prompts]
+        """Which of them each row goes on from."""
         self.rows = list(range(len(prompts)))
         """Whose completion each row is."""
-        self.padding = [max(map(len, prompts)) - len(p) for p in prompts]
+        self.padding = [0 if shares else max(map(len, prompts)) - len(p) for p in prompts]
         self.place = torch.arange(len(prompts), device=self.device)
         self.position = torch.tensor([len(p) for p in prompts], device=self.device)
         self.token: Int[Tensor, " rows"] | None = None
@@ -95,35 +103,63 @@ class _Batch:
         """Only the rows at these places go on; columns that pad all of them go too."""
         index = torch.tensor(places, device=self.device)
         assert self.token is not None, "a batch is cut after a step"
-        self.rows, self.padding = [self.rows[i] for i in places], [self.padding[i] for i in places]
+        self.rows, self.padding, self.prompt = ([values[i] for i in places] for values in (self.rows, self.padding, self.prompt))
         self.place, self.position, self.token = self.place[index], self.position[index], self.token[index]
         common = min(self.padding)
         self.cache.keep(index, common)
         self.padding = [n - common for n in self.padding]
+        if self.shares:
+            self._keep_prompts()
         self._pad()
+
+    def _keep_prompts(self) -> None:
+        """Those that have rows."""
+        kept = sorted(set(self.prompt))
+        self.prompts = [self.prompts[i] for i in kept]
+        self.prompt = [kept.index(i) for i in self.prompt]
+        self.cache.keep_prompts(torch.tensor(kept, device=self.device), max(map(len, self.prompts)), self._family())
+
+    def _family(self) -> Family:
+        return Family.of(self.prompt, [len(p) for p in self.prompts], like=self.cache.columns[0].filled[0])
 
     def _after_prompts(self) -> Float[Tensor, "rows vocab"]:
         """Logits behind every prompt. Different prompts are read once each, right-padded: no token sees what stands behind it."""
-        different = list({tuple(p): None for p in self.prompts})
-        number = {p: i for i, p in enumerate(different)}
-        width = max(map(len, different))
-        ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in different], device=self.device)
+        width = max(map(len, self.prompts))
+        ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in self.prompts], device=self.device)
         states = self.backbone(ids, past_key_values=self.cache, use_cache=True).last_hidden_state
-        ends = torch.tensor([len(p) - 1 for p in different], device=self.device)
-        row = torch.tensor([number[tuple(p)] for p in self.prompts], device=self.device)
-        padding = torch.tensor(self.padding, device=self.device)
-        # a padding column repeats the first one and is masked
-        self.cache.spread(row, (torch.arange(width, device=self.device) - padding[:, None]).clamp(min=0))
+        ends = torch.tensor([len(p) - 1 for p in self.prompts], device=self.device)
+        if self.shares:
+            self.cache.share(self._family())
+        else:
+            self._spread()
         self._pad()
-        return self.head(states[torch.arange(len(different), device=self.device), ends])[row]
+        return self.head(states[torch.arange(len(self.prompts), device=self.device), ends])[torch.tensor(self.prompt, device=self.device)]
+
+    def _spread(self) -> None:
+        """Every row has its prompt's keys and values; a padding column repeats the first one and is masked."""
+        padding, width = torch.tensor(self.padding, device=self.device), max(map(len, self.prompts))
+        columns = (torch.arange(width, device=self.device) - padding[:, None]).clamp(min=0)
+        self.cache.spread(torch.tensor(self.prompt, device=self.device), columns)
 
     def _after(self, token: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
         """Logits behind every row's last token."""
         states = self.backbone(
             token[:, None], attention_mask=self._mask(), position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True
         ).last_hidden_state
+        if self.shares and not self.cache.read:
+            self._stop_sharing()
+            return self._after(token)
         self.position = self.position + 1
         return self.head(states[:, -1])
+
+    def _stop_sharing(self) -> None:
+        """For a model that does something to keys on their way to attention: seen at its first token, which is written again."""
+        self.shares = False
+        width = max(map(len, self.prompts))
+        self.padding = [width - len(self.prompts[i]) for i in self.prompt]
+        self.cache.unshare()
+        self._spread()
+        self._pad()
 
     def _pad(self) -> None:
         """What hides the padding of these rows from attention; None where there is none, so that it takes its fast path."""

@@ -1,0 +1,122 @@
+"""Attention of rows that began with the same prompts: keys and values of a prompt stand once, and are read once for all of its rows.
+
+Writing a token reads all keys and values there are and multiplies little, so on a CPU it takes as long as they are many.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from selfdistill.models import Policy
+
+ROWS = 4
+"""Rows a prompt, on average, from which sharing pays."""
+ATTACHED = "_selfdistill_prompts"
+NAME = "selfdistill_shared_prompts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Which rows go on from which prompt: a table of rows by prompt, short lines filled up, and every row's place in it."""
+
+    rows: Int[Tensor, "prompts widest"]
+    place: Int[Tensor, " rows"]
+    hidden: Float[Tensor, "prompts 1 1 width"] | None
+    """Added to the scores of a prompt's columns, the lowest number where they are padding."""
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], lengths: Sequence[int], *, like: Tensor) -> "Family":
+        """`prompt[i]` is row i's; lengths are the prompts'."""
+        members: list[list[int]] = [[] for _ in lengths]
+        for row, number in enumerate(prompt):
+            members[number].append(row)
+        widest = max(map(len, members))
+        at = {row: number * widest + j for number, rows in enumerate(members) for j, row in enumerate(rows)}
+        hidden = None
+        if min(lengths) < max(lengths):
+            padding = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+            hidden = torch.zeros(padding.shape).masked_fill_(padding, torch.finfo(like.dtype).min)[:, None, None].to(like)
+        table = torch.tensor([rows + rows[:1] * (widest - len(rows)) for rows in members], device=like.device)
+        return cls(rows=table, place=torch.tensor([at[row] for row in range(len(prompt))], device=like.device), hidden=hidden)
+
+    def gather(self, x: Float[Tensor, "rows heads queries width"]) -> Float[Tensor, "prompts heads all width"]:
+        """What the rows of a prompt have, one behind the other."""
+        prompts, widest = self.rows.shape
+        return x[self.rows].transpose(1, 2).reshape(prompts, x.shape[1], widest * x.shape[2], x.shape[3])
+
+    def spread(self, x: Float[Tensor, "prompts heads all width"], queries: int) -> Float[Tensor, "rows heads queries width"]:
+        """The reverse of `gather`."""
+        return x.unflatten(2, (-1, queries)).transpose(1, 2).flatten(0, 1)[self.place]
+
+
+@dataclass(kw_only=True)
+class Prompts:
+    """One layer's keys and values of prompts, right-padded."""
+
+    keys: Float[Tensor, "prompts heads width dim"]
+    values: Float[Tensor, "prompts heads width dim"]
+    family: Family
+    read: bool = False
+    """Whether attention has asked for them."""
+
+    def keep(self, prompts: Int[Tensor, " prompts"], width: int, family: Family) -> "Prompts":
+        """Only these prompts, and of their columns so many."""
+        keys, values = (x[:, :, :width].index_select(0, prompts) for x in (self.keys, self.values))
+        return replace(self, keys=keys, values=values, family=family)
+
+    def attend(
+        self, query: Float[Tensor, "rows all_heads 1 dim"], keys: Float[Tensor, "rows heads own dim"], values: Float[Tensor, "rows heads own dim"], scale: float
+    ) -> Float[Tensor, "rows 1 all_heads dim"]:
+        """softmax(q K^T scale) V over a row's prompt and its own columns behind it."""
+        self.read = True
+        rows, heads, own, dim = keys.shape
+        # the query heads that read one head's keys are so many queries
+        q = (query * scale).reshape(rows, heads, -1, dim)
+        before = self.family.gather(q) @ self.keys.transpose(-1, -2)
+        before = before if self.family.hidden is None else before + self.family.hidden
+        scores = torch.cat([self.family.spread(before, q.shape[2]), q @ keys.transpose(-1, -2)], dim=-1)
+        of_prompt, of_own = scores.softmax(-1).split([scores.shape[-1] - own, own], dim=-1)
+        read = self.family.spread(self.family.gather(of_prompt) @ self.values, q.shape[2]) + of_own @ values
+        return read.reshape(rows, 1, -1, dim)
+
+
+def attach(keys: Tensor, prompts: Prompts) -> None:
+    """A model hands keys on to its attention as they are, and the prompts with them."""
+    setattr(keys, ATTACHED, prompts)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **rest: Any
+) -> tuple[Tensor, None]:
+    """As transformers' sdpa, but for keys that say behind which prompts they stand."""
+    prompts: Prompts | None = getattr(key, ATTACHED, None)
+    if prompts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    return prompts.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+AttentionInterface.register(NAME, attention)
+
+
+@contextmanager
+def sharing(policy: Policy) -> Iterator[None]:
+    """A model attends that way; transformers makes it no masks then, so a pass over whole prompts is a causal one."""
+    before = policy.base.config._attn_implementation
+    policy.base.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        policy.base.set_attn_implementation(before)
+
+
+def pays(policy: Policy, prompts: Sequence[list[int]], windows: Sequence[int | None]) -> bool:
+    """Whether a batch's prompts are shared: on a CPU, where they have rows enough, and attention is sdpa's over all that came before."""
+    plain = policy.base.config.get_text_config()._attn_implementation == "sdpa" and not any(windows)
+    return policy.device.type == "cpu" and plain and len(prompts) >= ROWS * len(set(map(tuple, prompts)))

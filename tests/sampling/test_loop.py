@@ -8,7 +8,7 @@ from tiny_models import FAMILIES, reference_logp, tiny_model, tiny_policy, tiny_
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Lfm2Config, MambaConfig, MistralConfig, Qwen3NextConfig
 
 from selfdistill.models import Policy
-from selfdistill.sampling import generate, loop
+from selfdistill.sampling import cache, generate, loop, sharing
 from selfdistill.sampling.cache import ROOM
 from selfdistill.sampling.choosing import Choice
 from selfdistill.sampling.transformers import TransformersSampler
@@ -104,6 +104,67 @@ def test_a_prompt_is_read_once_and_who_has_finished_no_more():
     assert len(rows) == len(passes) - 1 and rows[0] == 48 and rows[-1] < 12 and rows == sorted(rows, reverse=True)
     needed = sum(len(line.ids) - 1 for line in lines)
     assert sum(rows) < 1.7 * needed < 0.8 * 48 * len(rows), "most of what is computed is kept, and much of what was not is spared"
+
+
+GROUPS = [p for p in ([5, 6, 7], [*range(9, 21)], [7] * 6) for _ in range(5)] + [[30]]
+FULL = ["qwen3", "llama", "granite", "cohere", "phi"]
+"""Families whose layers all see everything."""
+
+
+def sharing_of(monkeypatch) -> list[int]:
+    """The rows of every pass that read shared prompts."""
+    rows, real = [], sharing.Prompts.attend
+    monkeypatch.setattr(sharing.Prompts, "attend", lambda self, query, *rest: rows.append(len(query)) or real(self, query, *rest))
+    return rows
+
+
+@pytest.mark.parametrize("prompts", [GROUPS, [[9, 10, 11]] * 12], ids=["ragged", "one"])
+@pytest.mark.parametrize("family", FULL)
+def test_rows_read_the_prompt_they_share_as_if_it_were_their_own(family, prompts, monkeypatch):
+    policy, rows = policy_of(family), sharing_of(monkeypatch)
+    lines = written(policy, prompts=prompts, limit=60)
+    assert rows[0] == len(prompts) and rows[-1] < rows[0], "rows leave in between"
+    assert policy.base.config._attn_implementation == "sdpa"
+    for prompt, line in zip(prompts, lines, strict=True):
+        torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=1e-5, rtol=1e-5)
+    greedy = [written(policy, prompts=prompts, engine=engine, temperature=0.0) for engine in (loop, generate)]
+    assert [line.ids for line in greedy[0]] == [line.ids for line in greedy[1]]
+
+
+def test_sharing_changes_no_token(monkeypatch):
+    policy, found = policy_of("qwen3"), []
+    for rows in (sharing.ROWS, 10**9):
+        monkeypatch.setattr(sharing, "ROWS", rows)
+        found.append(written(policy, prompts=GROUPS, limit=60))
+    assert [line.ids for line in found[0]] == [line.ids for line in found[1]]
+
+
+@pytest.mark.parametrize("family, attention, prompts", [("qwen3", "eager", GROUPS), ("mistral", "sdpa", GROUPS), ("qwen3", "sdpa", PROMPTS)])
+def test_prompts_are_not_shared_where_attention_is_another_or_their_rows_are_few(family, attention, prompts, monkeypatch):
+    rows = sharing_of(monkeypatch)
+    written(policy_of(family, attention), prompts=prompts)
+    assert not rows
+
+
+def test_a_model_that_copies_its_keys_is_written_without_sharing(monkeypatch):
+    policy, expected = policy_of("qwen3"), written(policy_of("qwen3"), prompts=GROUPS)
+    monkeypatch.setattr(cache, "attach", lambda keys, prompts: None)
+    found = written(policy, prompts=GROUPS)
+    assert [line.ids for line in found] == [line.ids for line in expected]
+    for prompt, line in zip(GROUPS, found, strict=True):
+        torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_is_what_it_was_also_after_an_interrupt(monkeypatch):
+    policy = policy_of("qwen3")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sharing.Prompts, "attend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        written(policy, prompts=GROUPS)
+    assert policy.base.config._attn_implementation == "sdpa"
 
 
 def test_a_batch_takes_one_number_of_the_global_stream_however_long_it_gets():

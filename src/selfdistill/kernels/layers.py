@@ -98,7 +98,14 @@ def _quick(kind: type[nn.Module]) -> type[nn.Module] | None:
 
     forms: dict[str, Callable[..., Tensor]] = {"RMSNorm": norm, "MLP": mlp}
     form = next((form for ending, form in forms.items() if kind.__name__.endswith(ending)), None)
-    return form and type(kind.__name__, (kind,), {"forward": form, "quickened": True})
+    return form and type(kind.__name__, (kind,), {"forward": form, "quickened": True, "__reduce_ex__": lambda self, _: (_blank, (kind,), self.__dict__)})
+
+
+def _blank(kind: type[nn.Module]) -> nn.Module:
+    """What a pickle fills: its class has no place of its own to be found at."""
+    quick = _quick(kind)
+    assert quick is not None, "it was pickled as one"
+    return quick.__new__(quick)
 
 
 def _agree(module: nn.Module, quick: type[nn.Module]) -> bool:

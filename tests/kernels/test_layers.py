@@ -1,0 +1,125 @@
+"""Layers in fewer passes: the numbers of transformers' own, the same files, and no layer taken for what it is not."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import FAMILIES, tiny_model
+from torch import nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from selfdistill.kernels import layers
+
+
+def gradients(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    states = model.base_model(ids).last_hidden_state if hasattr(model, "base_model") else model(ids)
+    (states * states.detach().cos()).sum().backward()
+    return {"states": states.detach()} | {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def quick_and_plain(family: str) -> tuple[nn.Module, nn.Module]:
+    plain = tiny_model(family)
+    quick = copy.deepcopy(plain)
+    layers.quicken(quick)
+    return quick, plain
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_and_every_gradient_are_the_models_own(family):
+    quick, plain = quick_and_plain(family)
+    ids = torch.randint(6, 50, (4, 20), generator=torch.Generator().manual_seed(0))
+    ours, theirs = gradients(quick, ids), gradients(plain, ids)
+    assert ours.keys() == theirs.keys() and len(ours) > 10
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5 * max(1.0, float(value.abs().max())), msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("family, norms", [("qwen3", True), ("llama", True), ("granite", True), ("gemma2", False), ("cohere", False), ("phi", False)])
+def test_a_layer_is_known_by_what_it_computes(family, norms):
+    quick, plain = quick_and_plain(family)
+    swapped = {type(m).__name__ for m in quick.modules() if getattr(m, "quickened", False)}
+    assert any("RMSNorm" in name for name in swapped) == norms
+    assert [type(m).__name__ for m in quick.modules()] == [type(m).__name__ for m in plain.modules()], "transformers goes by names"
+    assert quick.state_dict().keys() == plain.state_dict().keys()
+    layers.quicken(quick)
+    assert {type(m).__name__ for m in quick.modules() if getattr(m, "quickened", False)} == swapped, "a second time changes nothing"
+
+
+def test_a_norm_that_only_looks_like_one_is_left_alone():
+    class ShiftedRMSNorm(Qwen3RMSNorm):
+        def forward(self, hidden_states):
+            return super().forward(hidden_states) + 0.01
+
+    model = nn.ModuleList([ShiftedRMSNorm(8), GemmaRMSNorm(8), Qwen3RMSNorm(8)])
+    layers.quicken(model)
+    assert [getattr(m, "quickened", False) for m in model] == [False, False, True]
+
+
+def test_a_norms_gradient_is_exact():
+    x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    weight = torch.linspace(0.5, 2, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b: layers.rms_norm(a, b, 1e-6), (x, weight))
+    assert torch.autograd.gradcheck(layers.gated, (x, (x.detach() * 0.3).requires_grad_()))
+
+
+def test_less_is_kept_for_backward():
+    quick, plain = quick_and_plain("qwen3")
+    ids = torch.randint(6, 50, (4, 20), generator=torch.Generator().manual_seed(0))
+
+    def kept(model: nn.Module) -> int:
+        storages: dict[int, int] = {}
+        parameters = {p.data_ptr() for p in model.parameters()}
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            if t.data_ptr() not in parameters:
+                storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            states = model.base_model(ids).last_hidden_state
+        assert states.requires_grad
+        return sum(storages.values())
+
+    assert kept(quick) < 0.85 * kept(plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_other_types_and_autocast_are_the_models_own_to_the_last_bit(dtype):
+    quick, plain = (m.to(dtype) for m in quick_and_plain("qwen3"))
+    ids = torch.randint(6, 50, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.float32), torch.no_grad():
+        assert torch.equal(quick(ids).logits, plain(ids).logits)
+
+
+def test_adapters_go_inside_and_merge():
+    quick, plain = quick_and_plain("qwen3")
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    ids, made = torch.randint(6, 50, (2, 12), generator=torch.Generator().manual_seed(0)), []
+    for model in (quick, plain):
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, config)
+        layers.quicken(adapted) if model is quick else None
+        with torch.no_grad():
+            made.append([adapted(ids).logits, adapted.merge_and_unload()(ids).logits])
+    for ours, theirs in zip(*made, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_is_saved_as_it_was(tmp_path):
+    quick, plain = quick_and_plain("qwen3")
+    for name, model in (("quick", quick), ("plain", plain)):
+        model.save_pretrained(tmp_path / name)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "quick" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
+def test_a_model_can_be_pickled():
+    quick, _ = quick_and_plain("qwen3")
+    ids = torch.randint(6, 50, (2, 12), generator=torch.Generator().manual_seed(0))
+    again = pickle.loads(pickle.dumps(quick))
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, quick(ids).logits)

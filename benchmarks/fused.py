@@ -20,7 +20,9 @@ from rich.table import Table
 from workload import OUT, Meter
 
 from selfdistill.heads import Head
+from selfdistill.kernels import products
 from selfdistill.kernels.fused import learn
+from selfdistill.kernels.products import add_outer, linear
 from selfdistill.loss import objective
 from selfdistill.methods import gkd, hsd, opsd, purified_opsd, sdpo
 from selfdistill.scoring import Reading, score
@@ -91,19 +93,19 @@ def given(arguments: argparse.Namespace, head: Head, tokens: int) -> dict:
 
 
 def floor(method: object, batch: Batch, *, hidden: torch.Tensor, head: Head, readings: dict[str, Reading], initial: Reading | None) -> None:
-    """One product for each side's values, one for the gradient of the states, one more for the head's: a block of rows at a time, as `learn` has them."""
+    """One product for each side's values, one for the gradient of the states, one more for the head's: a block of rows at a time, as fast as they are here."""
     del method, batch
     read = [r.hidden for r in (*readings.values(), initial) if r is not None]
     size = max(2 ** (27 if hidden.is_cuda else 24) // head.vocab_size, 1)
     weight, total = head.weight.detach(), torch.zeros_like(head.weight) if head.weight.requires_grad else None
     with torch.no_grad():
         for rows in torch.arange(len(hidden), device=hidden.device).split(size):
-            logits = hidden[rows] @ weight.T
+            logits = linear(hidden[rows], weight)
             for states in read:
-                states[rows] @ weight.T
-            logits @ weight
+                linear(states[rows], weight)
+            linear(logits, weight.T)
             if total is not None:
-                total.addmm_(logits.T, hidden[rows])
+                add_outer(total, logits, hidden[rows])
 
 
 def scored(method: object, batch: Batch, *, chunk: int | None = None, **parts: object) -> None:
@@ -137,6 +139,9 @@ def run(arguments: argparse.Namespace) -> dict:
     method, cuda = METHODS[arguments.method], arguments.device.startswith("cuda")
     ways: dict[str, Callable[..., None]] = {"floor": floor, "plain": partial(scored, chunk=2**62), "chunks": scored, "trl": trl, "liger": liger}
     ways |= {kernel: partial(fused, kernel=kernel) for kernel in ("torch", "triton")}
+    if arguments.one in ("plain", "chunks"):
+        # what plain torch multiplies with is its BLAS
+        products.available = lambda: False
     way, head = ways[arguments.one], head_of(arguments)
     parts, small = given(arguments, head, arguments.tokens), given(arguments, head, WARM_UP)
     way(method, small.pop("batch"), **small)

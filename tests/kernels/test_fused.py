@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fusing import ALL_TERMS, LENGTHS, Work
+from fusing import ALL_TERMS, LENGTHS, VOCAB, Work
 from test_laws import CREDITS, DIVERGENCES, POLICY_LOSSES, TARGETS, WEIGHTS
 
 from selfdistill.divergences import ForwardKL
 from selfdistill.heads import Head
+from selfdistill.kernels import fused
 from selfdistill.method import Method
 from selfdistill.scoring import score
 from selfdistill.token_weights import PolarityGate, Product, Uniform
@@ -62,6 +63,21 @@ def test_backward_scales_what_it_hands_on():
         torch.testing.assert_close(other, -2 * one)
 
 
+def test_a_heads_gradient_becomes_the_parameters_and_is_not_copied():
+    work, made = Work(ALL_TERMS), []
+    head = work.given["head"] = replace(work.head, weight=torch.nn.Parameter(work.head.weight.detach()))
+    zeros = fused.torch.zeros_like
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused.torch, "zeros_like", lambda x: (made.append(zeros(x)), made[-1])[1])
+        loss = work.fused().loss
+    places = {x.data_ptr() for x in made if x.shape == head.weight.shape}
+    made.clear()
+    loss.backward(retain_graph=True)
+    assert head.weight.grad.data_ptr() in places
+    with pytest.raises(RuntimeError, match="handed on"):
+        loss.backward()
+
+
 def rows_made(monkeypatch) -> list[int]:
     made: list[int] = []
     original = Head.product
@@ -84,6 +100,15 @@ def test_a_rollout_above_a_slab_is_scored_twice_where_a_part_looks_along_it(monk
     work.given |= {"initial": None, "readings": {"teacher": work.given["readings"]["teacher"]}}
     work.gradients(work.fused(slab=5, block=2).loss)
     assert sum(made) == 4 * sum(LENGTHS) and max(made) <= 5
+
+
+def test_a_slab_grows_to_the_longest_rollout_that_a_part_looks_along(monkeypatch):
+    made = rows_made(monkeypatch)
+    monkeypatch.setattr(fused, "SLAB_ENTRIES", {"cpu": 2 * VOCAB})
+    work = Work(Method(token_weight=PolarityGate(clip=0.2, threshold=0.0)))
+    work.given |= {"initial": None, "readings": {"teacher": work.given["readings"]["teacher"]}}
+    work.gradients(work.fused().loss)
+    assert sum(made) == 2 * sum(LENGTHS) and max(made) == max(LENGTHS)
 
 
 @pytest.mark.parametrize("part", [p for p in (*WEIGHTS, *CREDITS, *POLICY_LOSSES) if getattr(p, "pointwise", False)], ids=str)

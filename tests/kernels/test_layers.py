@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, tiny_model
 from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
 from selfdistill.kernels import layers
 
@@ -57,6 +59,70 @@ def test_a_norm_that_only_looks_like_one_is_left_alone():
     model = nn.ModuleList([ShiftedRMSNorm(8), GemmaRMSNorm(8), Qwen3RMSNorm(8)])
     layers.quicken(model)
     assert [getattr(m, "quickened", False) for m in model] == [False, False, True]
+
+
+def mlp(kind: type[nn.Module], **settings: object) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(SimpleNamespace(hidden_size=16, intermediate_size=24, mlp_bias=False, **{"hidden_act": "silu", "residual_dropout": 0.1} | settings))
+
+
+class Limited(Qwen3MLP):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x).clamp(-7, 7))
+
+
+class Scaled(Qwen3MLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+class LimitedMLP(Limited):
+    """A limit that small states never meet."""
+
+
+class ScaledMLP(Scaled):
+    """A scale that begins at 1."""
+
+
+@pytest.mark.parametrize(
+    "made, known",
+    [
+        (lambda: mlp(Qwen3MLP), True),
+        (lambda: mlp(Qwen3MLP, hidden_act="gelu"), False),
+        (lambda: mlp(Qwen3MLP, hidden_act="gelu").bfloat16(), False),
+        (lambda: mlp(LimitedMLP), False),
+        (lambda: mlp(ScaledMLP), False),
+        (lambda: mlp(SeedOssMLP), False),
+    ],
+    ids=["plain", "gelu", "gelu in bf16", "limited", "scaled", "dropout"],
+)
+@pytest.mark.parametrize("zero", [False, True])
+def test_an_mlp_is_known_by_its_parts_and_values_whatever_its_weights(made, known, zero):
+    model = made()
+    if zero:
+        nn.init.zeros_(model.down_proj.weight)
+    layers.quicken(model)
+    assert getattr(model, "quickened", False) == known
+
+
+def test_adapters_with_dropout_move_no_random_number():
+    model = get_peft_model(tiny_model("qwen3"), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False)).train()
+    torch.manual_seed(3)
+    layers.quicken(model)
+    assert sum(getattr(m, "quickened", False) and "MLP" in type(m).__name__ for m in model.modules()) == 2
+    drawn = torch.rand(())
+    torch.manual_seed(3)
+    assert torch.rand(()) == drawn
+
+
+def test_one_row_without_a_batch():
+    x, weight = torch.randn(8, requires_grad=True), torch.ones(8, requires_grad=True)
+    layers.rms_norm(x, weight, 1e-6).sum().backward()
+    assert x.grad is not None and weight.grad is not None and weight.grad.shape == (8,)
 
 
 def test_a_norms_gradient_is_exact():

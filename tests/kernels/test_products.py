@@ -7,7 +7,7 @@ from torch import nn
 from selfdistill.kernels import products
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN")
-SHAPES = [((300, 64), 96), ((3, 200, 64), 96), ((2048, 96), 32), ((7, 160), 1024), ((1, 1200), 1000)]
+SHAPES = [((1100,), 1000), ((300, 64), 96), ((3, 200, 64), 96), ((2048, 96), 32), ((7, 160), 1024), ((1, 1200), 1000)]
 
 
 @pytest.fixture
@@ -44,6 +44,14 @@ def test_values_and_gradients_are_those_of_linear(shape, outer, wants, bias, fas
     for one, other in zip([ours, *of_ours], [theirs, *of_theirs], strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+def test_a_frozen_weights_input_is_not_kept(fast):
+    kept: list[torch.Size] = []
+    x = drawn(500, 64).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape), lambda t: t):
+        products.linear(x, drawn(200, 64))
+    assert fast and kept == [(200, 64)]
 
 
 def test_sums_are_about_as_exact_as_torchs_own(fast):

@@ -1,11 +1,12 @@
 """The loop that writes rollouts: the tokens of `generate`, the log-probs of a full pass, and no dependence on who leaves when."""
 
+import copy
 import random
 
 import pytest
 import torch
 from tiny_models import FAMILIES, reference_logp, tiny_model, tiny_policy, tiny_tokenizer
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, Lfm2Config, MambaConfig, MistralConfig, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, DiffLlamaConfig, DogeConfig, Gemma3TextConfig, Lfm2Config, MambaConfig, MistralConfig, Qwen3NextConfig
 
 from selfdistill.models import Policy
 from selfdistill.sampling import cache, generate, loop, sharing
@@ -21,6 +22,8 @@ CONFIGS = {
     "mistral": lambda: MistralConfig(**SMALL, sliding_window=6),
     "gemma3": lambda: Gemma3TextConfig(**SMALL, **MIXED),
     "lfm2": lambda: Lfm2Config(**SMALL, layer_types=["conv", "full_attention"] * 2),
+    "diffllama": lambda: DiffLlamaConfig(**SMALL),
+    "doge": lambda: DogeConfig(**SMALL),
     "mamba": lambda: MambaConfig(vocab_size=56, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0, eos_token_id=1),
     "qwen3_next": lambda: Qwen3NextConfig(**SMALL, **LINEAR, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16),
 }
@@ -139,20 +142,49 @@ def test_sharing_changes_no_token(monkeypatch):
     assert [line.ids for line in found[0]] == [line.ids for line in found[1]]
 
 
-@pytest.mark.parametrize("family, attention, prompts", [("qwen3", "eager", GROUPS), ("mistral", "sdpa", GROUPS), ("qwen3", "sdpa", PROMPTS)])
-def test_prompts_are_not_shared_where_attention_is_another_or_their_rows_are_few(family, attention, prompts, monkeypatch):
+UNEVEN = [[9, 10]] * 40 + [[5, 6, i] for i in range(7, 16)]
+
+
+@pytest.mark.parametrize(
+    "family, attention, prompts", [("qwen3", "eager", GROUPS), ("mistral", "sdpa", GROUPS), ("qwen3", "sdpa", PROMPTS), ("qwen3", "sdpa", UNEVEN)]
+)
+def test_prompts_are_not_shared_where_attention_is_another_or_their_rows_are_few_or_uneven(family, attention, prompts, monkeypatch):
     rows = sharing_of(monkeypatch)
     written(policy_of(family, attention), prompts=prompts)
     assert not rows
 
 
+def test_sums_in_bf16_round_as_those_of_the_pass_that_trains(monkeypatch):
+    policy, rows = policy_of("qwen3"), sharing_of(monkeypatch)
+    policy.autocast_dtype = torch.bfloat16
+    written(policy, prompts=GROUPS)
+    assert not rows
+
+
 def test_a_model_that_copies_its_keys_is_written_without_sharing(monkeypatch):
     policy, expected = policy_of("qwen3"), written(policy_of("qwen3"), prompts=GROUPS)
-    monkeypatch.setattr(cache, "attach", lambda keys, prompts: None)
+    monkeypatch.setattr(cache, "attach", lambda prompts, *columns: None)
     found = written(policy, prompts=GROUPS)
     assert [line.ids for line in found] == [line.ids for line in expected]
     for prompt, line in zip(GROUPS, found, strict=True):
         torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["diffllama", "doge"])
+def test_a_model_that_bends_values_or_scores_on_their_way_is_written_without_sharing(family, monkeypatch):
+    policy, rows = policy_of(family), sharing_of(monkeypatch)
+    for prompt, line in zip(GROUPS, written(policy, prompts=GROUPS), strict=True):
+        torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=1e-5, rtol=1e-5)
+    assert not rows
+
+
+def test_other_parts_of_a_model_keep_their_attention(monkeypatch):
+    policy, rows = policy_of("qwen3"), sharing_of(monkeypatch)
+    text = copy.copy(policy.base.config)
+    policy.base.config._attn_implementation = "eager"
+    monkeypatch.setattr(type(text), "get_text_config", lambda self, **kwargs: text)
+    written(policy, prompts=GROUPS)
+    assert (policy.base.config._attn_implementation, text._attn_implementation) == ("eager", "sdpa") and not rows
 
 
 def test_attention_is_what_it_was_also_after_an_interrupt(monkeypatch):

@@ -1,5 +1,6 @@
 """A model's own layers in fp32 on a CPU: the same numbers in fewer passes over memory, with less kept for backward. Elsewhere they stay what they were."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
@@ -8,10 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.activations import SiLUActivation
 
 from selfdistill.kernels import products
 
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+PROBED = 16
+"""Features of the states that two forms of a layer are compared on."""
 ROUNDING = 1e-4
 """How far two orders of the same sums may lie apart, relative to the largest."""
 
@@ -19,18 +23,15 @@ ROUNDING = 1e-4
 def quicken(model: nn.Module) -> None:
     """Its linear layers, RMS norms and gated MLPs compute by these forms from now on; parameters, names and files stay as they are.
 
-    A norm or MLP is known by what it computes: one whose values on random states are others is left alone.
+    A norm or MLP is known by its parts and by what it computes: one whose values on random states, small or large, are others is left alone.
     """
-    agreed: dict[tuple[type, ...], bool] = {}
     for module in list(model.modules()):
         kind = type(module)
         if kind is nn.Linear:
             module.__class__ = Linear
-        elif (quick := _quick(kind)) is not None:
-            key = (kind, *map(type, module.children()))
-            if key not in agreed:
-                agreed[key] = _agree(module, quick)
-            if agreed[key]:
+        elif (quick := _quick(kind)) is not None and not getattr(module, "quickened", False):
+            probe = _norm_probe(module) if kind.__name__.endswith("RMSNorm") else _mlp_probe(module)
+            if probe is not None and _agree(probe, quick):
                 module.__class__ = quick
 
 
@@ -66,7 +67,7 @@ class _RMSNorm(torch.autograd.Function):
         along = unit * upstream[0]
         mean = (along @ weight).div_(x.shape[-1])[..., None]
         of_x = (upstream[0] * weight).sub_(unit.mul_(mean)).mul_(scale) if ctx.needs_input_grad[0] else None
-        return of_x, along.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None
+        return of_x, along.reshape(-1, x.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None, None
 
 
 class _Gated(torch.autograd.Function):
@@ -93,8 +94,7 @@ def _quick(kind: type[nn.Module]) -> type[nn.Module] | None:
         return rms_norm(hidden_states, self.weight, self.variance_epsilon) if fits else cast(Any, kind).forward(self, hidden_states)
 
     def mlp(self: Any, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(gated(gate, up) if _suits(gate) and _suits(up) else self.act_fn(gate) * up)
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x))) if _suits(x) else cast(Any, kind).forward(self, x)
 
     forms: dict[str, Callable[..., Tensor]] = {"RMSNorm": norm, "MLP": mlp}
     form = next((form for ending, form in forms.items() if kind.__name__.endswith(ending)), None)
@@ -108,21 +108,43 @@ def _blank(kind: type[nn.Module]) -> nn.Module:
     return quick.__new__(quick)
 
 
-def _agree(module: nn.Module, quick: type[nn.Module]) -> bool:
-    """Whether a layer has the parts that its form asks for, and the form its values."""
-    if getattr(module, "quickened", False):
-        return False
-    weight = getattr(module, "weight", None)
-    is_norm = isinstance(weight, Tensor) and hasattr(module, "variance_epsilon") and not list(module.children())
-    is_gated = {name for name, _ in module.named_children()} == GATED
-    first = next(module.parameters(), None)
-    if not (is_norm or is_gated) or first is None or first.is_meta:
-        return False
-    width = cast(int, len(cast(Tensor, weight)) if is_norm else cast(Any, module.gate_proj).in_features)
-    states = torch.randn(2, width, generator=torch.Generator().manual_seed(0)).to(first)
-    with torch.no_grad():
-        given, made = module(states).float(), cast(Any, quick).forward(module, states).float()
-    return bool((given - made).abs().max() <= ROUNDING * given.abs().max())
+def _norm_probe(module: nn.Module) -> nn.Module | None:
+    """A copy on weights of its own."""
+    if {name for name, _ in module.named_parameters()} != {"weight"} or not hasattr(module, "variance_epsilon"):
+        return None
+    probe = copy.copy(module)
+    probe._parameters = {"weight": nn.Parameter(torch.linspace(0.5, 2, PROBED), requires_grad=False)}
+    return probe
+
+
+def _mlp_probe(module: nn.Module) -> nn.Module | None:
+    """A copy whose projections are plain factors, so that no weights are read."""
+    parts = dict(module.named_children())
+    if parts.keys() != GATED or not isinstance(parts["act_fn"], (nn.SiLU, SiLUActivation)) or next(module.named_parameters(recurse=False), None):
+        return None
+    probe = copy.copy(module)
+    probe._modules = {"gate_proj": _Times(1.3), "up_proj": _Times(-0.7), "down_proj": _Times(1.1), "act_fn": parts["act_fn"]}
+    return probe.train()
+
+
+class _Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def _agree(probe: nn.Module, quick: type[nn.Module]) -> bool:
+    """Whether the form makes the layer's values."""
+    states = torch.randn(64, PROBED, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
+        for x in (states, 1e3 * states):
+            given, made = type(probe).forward(probe, x), cast(Any, quick).forward(probe, x)
+            if given.shape != made.shape or not (given - made).abs().max() <= ROUNDING * given.abs().max():
+                return False
+    return True
 
 
 def _suits(x: Tensor) -> bool:

@@ -3,7 +3,6 @@
 Same sums in fp32, in another order. torch's own switch turns them off: `torch.backends.mkldnn.flags(enabled=False)`.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -31,25 +30,31 @@ def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows oute
     """total += one^T other, in place; a product that cannot be written there is made some of its rows at a time."""
     if total.dtype == one.dtype and not _suits(one.T, other.T):
         total.addmm_(one.T, other)
-    elif total.numel() <= ADDED:
+    elif total.numel() <= ADDED or total.device.type != "cpu":
         total += _outer(one, other)
     else:
         for start in range(0, len(total), step := max(ADDED // total.shape[1], 1)):
             total[start : start + step] += linear(one.T[start : start + step], other.T)
 
 
-@cache
 def available() -> bool:
     """Whether this processor gains: AMD with AVX-512, under a torch that has MKL for BLAS and oneDNN beside it."""
+    return _AVAILABLE
+
+
+def _gains() -> bool:
     named = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
     built = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return built and "AMD" in str(named) and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+_AVAILABLE = _gains()
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
         return _onednn(x, weight, bias)
 
     @staticmethod
@@ -57,10 +62,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        rows = upstream[0].flatten(0, -2)
+        rows = upstream[0].reshape(-1, upstream[0].shape[-1])
         return (
             linear(upstream[0], weight.T) if wants_x else None,
-            _outer(rows, x.flatten(0, -2)) if wants_weight else None,
+            _outer(rows, x.reshape(-1, x.shape[-1])).contiguous() if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 

@@ -58,7 +58,7 @@ class Columns(CacheLayerMixin):
         self.end += 1
         seen_keys, seen_values = keys.narrow(2, offset - self.first, seen), values.narrow(2, offset - self.first, seen)
         if self.prompts is not None:
-            attach(seen_keys, self.prompts)
+            attach(self.prompts, seen_keys, seen_values)
         return seen_keys, seen_values
 
     def share(self, family: Family) -> None:

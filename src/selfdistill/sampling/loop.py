@@ -55,9 +55,8 @@ def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit
     """A completion of at most `limit` tokens a prompt, from one batch."""
     generator = torch.Generator(device=policy.device).manual_seed(int(torch.randint(2**63 - 1, ())))
     lines, ending = [Line() for _ in prompts], frozenset(stops)
-    shares = pays(policy, prompts, windows(policy.base.config) or ())
-    with evaluating(policy), policy.autocast(), sharing(policy) if shares else nullcontext():
-        batch = _Batch(policy, prompts, shares=shares)
+    with evaluating(policy), policy.autocast():
+        batch = _Batch(policy, prompts)
         for start in range(0, limit, BLOCK):
             uniform = torch.rand(BLOCK, len(prompts), generator=generator, device=policy.device, dtype=torch.float64)
             steps = [batch.step(choice, numbers) for numbers in uniform[: limit - start]]
@@ -76,11 +75,11 @@ def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit
 class _Batch:
     """Rows that are written together, left-padded; each pass gives all of them one token."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[list[int]], *, shares: bool) -> None:
+    def __init__(self, policy: Policy, prompts: Sequence[list[int]]) -> None:
         seen = windows(policy.base.config)
         assert seen is not None, "writable() was asked"
         self.backbone, self.head, self.device = policy.base.base_model, policy.head, policy.device
-        self.cache, self.shares = RolloutCache(seen), shares
+        self.policy, self.cache, self.shares = policy, RolloutCache(seen), pays(policy, prompts, seen)
         self.prompts = list({tuple(p): None for p in prompts})
         """Those that differ."""
         number = {p: i for i, p in enumerate(self.prompts)}
@@ -88,7 +87,7 @@ class _Batch:
         """Which of them each row goes on from."""
         self.rows = list(range(len(prompts)))
         """Whose completion each row is."""
-        self.padding = [0 if shares else max(map(len, prompts)) - len(p) for p in prompts]
+        self.padding = [0 if self.shares else max(map(len, prompts)) - len(p) for p in prompts]
         self.place = torch.arange(len(prompts), device=self.device)
         self.position = torch.tensor([len(p) for p in prompts], device=self.device)
         self.token: Int[Tensor, " rows"] | None = None
@@ -143,9 +142,10 @@ class _Batch:
 
     def _after(self, token: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
         """Logits behind every row's last token."""
-        states = self.backbone(
-            token[:, None], attention_mask=self._mask(), position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True
-        ).last_hidden_state
+        with sharing(self.policy) if self.shares else nullcontext():
+            states = self.backbone(
+                token[:, None], attention_mask=self._mask(), position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True
+            ).last_hidden_state
         if self.shares and not self.cache.read:
             self._stop_sharing()
             return self._after(token)

@@ -3,6 +3,7 @@
 Writing a token reads all keys and values there are and multiplies little, so on a CPU it takes as long as they are many.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -87,17 +88,19 @@ class Prompts:
         return read.reshape(rows, 1, -1, dim)
 
 
-def attach(keys: Tensor, prompts: Prompts) -> None:
-    """A model hands keys on to its attention as they are, and the prompts with them."""
-    setattr(keys, ATTACHED, prompts)
+def attach(prompts: Prompts, *columns: Tensor) -> None:
+    """A model hands keys and values on to its attention as they are, and the prompts with them."""
+    for column in columns:
+        setattr(column, ATTACHED, prompts)
 
 
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **rest: Any
 ) -> tuple[Tensor, None]:
-    """As transformers' sdpa, but for keys that say behind which prompts they stand."""
+    """As transformers' sdpa, but for keys and values that say behind which prompts they stand, where nothing else bends the scores."""
     prompts: Prompts | None = getattr(key, ATTACHED, None)
-    if prompts is None:
+    plain = attention_mask is None and all(rest.get(name) is None for name in ("position_bias", "s_aux", "softcap"))
+    if prompts is None or getattr(value, ATTACHED, None) is not prompts or not plain:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     return prompts.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
 
@@ -107,16 +110,22 @@ AttentionInterface.register(NAME, attention)
 
 @contextmanager
 def sharing(policy: Policy) -> Iterator[None]:
-    """A model attends that way; transformers makes it no masks then, so a pass over whole prompts is a causal one."""
-    before = policy.base.config._attn_implementation
-    policy.base.set_attn_implementation(NAME)
+    """A model attends that way; transformers makes it no masks then."""
+    config = policy.base.config.get_text_config()
+    before = config._attn_implementation
     try:
+        config._attn_implementation = NAME
         yield
     finally:
-        policy.base.set_attn_implementation(before)
+        config._attn_implementation = before
 
 
 def pays(policy: Policy, prompts: Sequence[list[int]], windows: Sequence[int | None]) -> bool:
-    """Whether a batch's prompts are shared: on a CPU, where they have rows enough, and attention is sdpa's over all that came before."""
+    """Whether a batch's prompts are shared: in fp32 on a CPU, where they have rows enough and about as many each, and attention is sdpa's over all before.
+
+    In bf16 the sums would round otherwise than those of the pass that trains.
+    """
+    rows = Counter(map(tuple, prompts))
+    many = len(prompts) >= ROWS * len(rows) and 2 * len(prompts) >= max(rows.values(), default=0) * len(rows)
     plain = policy.base.config.get_text_config()._attn_implementation == "sdpa" and not any(windows)
-    return policy.device.type == "cpu" and plain and len(prompts) >= ROWS * len(set(map(tuple, prompts)))
+    return many and plain and policy.device.type == "cpu" and policy.dtype == torch.float32

@@ -9,7 +9,9 @@ from test_resume import LORA, base, settings  # noqa: F401
 from tiny_models import tiny_groups, tiny_model, tiny_policy, tiny_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
+from selfdistill import profiling
 from selfdistill.flops import Cost, step_flops
+from selfdistill.kernels import products
 from selfdistill.loading import Lora, load_policy
 from selfdistill.methods import hsd
 from selfdistill.models import Policy
@@ -118,3 +120,12 @@ def test_two_models_are_refused_before_anything_is_written(base, tmp_path):  # n
     with pytest.raises(ValueError, match="one model"):
         execute(settings(base, tmp_path, profile=True, peer=str(base)))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN")
+def test_products_by_onednn_are_among_the_operators(monkeypatch):
+    monkeypatch.setattr(products, "available", lambda: True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        products.linear(torch.randn(512, 64), torch.randn(128, 64))
+    table = profiling._operators(recorded, "learning")
+    assert table is not None and "mkldnn::_linear_pointwise" in list(table.columns[0].cells)

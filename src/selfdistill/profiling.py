@@ -28,6 +28,8 @@ TRACES = {"sample": "sampling", "grade": "annotating", "annotate": "annotating"}
 """Which trace a phase is in; all others are in `learning`."""
 WRITTEN_PASSES = 32
 """Where texts are written, one pass a token, a trace ends with as many: the next thousand look alike and would fill the disk."""
+OPERATORS = ("aten::", "mkldnn::")
+"""Namespaces of the operators that a model runs."""
 TOP_OPERATORS = 8
 
 
@@ -220,7 +222,7 @@ def _show(found: dict[str, Any], trace: Trace, folder: Path, console: Console) -
 def _operators(recorded: profile, which: str) -> Table | None:
     """The operators with most time of their own, on an accelerator in the kernels that they start; None where there are none."""
     own = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    times = {e: getattr(e, own) for e in recorded.key_averages() if e.key.startswith("aten::") and getattr(e, own) > 0}
+    times = {e: getattr(e, own) for e in recorded.key_averages() if e.key.startswith(OPERATORS) and getattr(e, own) > 0}
     if not times:
         return None
     table = Table("operator", "calls", "ms", "share", title=f"{which}, by operator", title_justify="left")

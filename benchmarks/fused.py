@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, Meter
+from workload import OUT, Meter, measured_before
 
 from selfdistill.heads import Head
 from selfdistill.kernels import products
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> dict:
     ways |= {kernel: partial(fused, kernel=kernel) for kernel in ("torch", "triton")}
     if arguments.one in ("plain", "chunks"):
         # what plain torch multiplies with is its BLAS
-        products.available = lambda: False
+        products.AVAILABLE = False
     way, head = ways[arguments.one], head_of(arguments)
     parts, small = given(arguments, head, arguments.tokens), given(arguments, head, WARM_UP)
     way(method, small.pop("batch"), **small)
@@ -194,13 +194,6 @@ def show(method: str, heads: str, result: dict[str, dict]) -> None:
     console.print(table)
 
 
-def measured_before(setting: dict, machine: dict) -> dict[str, dict]:
-    """What earlier calls of the same setting on this machine found; what is measured again replaces its own."""
-    path = OUT / "fused.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found["results"] if found.get("setting") == setting and found.get("machine") == machine else {}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -218,7 +211,7 @@ def main() -> None:
         return
     setting = {name: getattr(arguments, name) for name in ("device", "dtype", "tokens", "hidden", "vocab", "repeats", "passes")}
     machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    results = measured_before(setting, machine)
+    results = measured_before("fused", setting=setting, machine=machine).get("results", {})
     for heads in arguments.heads:
         for method in arguments.methods:
             results[f"{method}, {heads}"] = measure(method, heads, arguments)

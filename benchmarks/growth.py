@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import linregress
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from workload import OUT, TINY, Meter, Problems
+from workload import OUT, TINY, Meter, Problems, measured_before
 
 from selfdistill.config import make_settings
 from selfdistill.method import Method
@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     a = parser.parse_args(arguments)
     torch.set_num_threads(1)
     machine = {"processor": platform.processor() or platform.machine(), "device": a.device, "torch": torch.__version__}
-    results = measured_before(machine, SIZES[a.device])
+    results = measured_before("growth", machine=machine, begins=SIZES[a.device]).get("axes", {})
     OUT.mkdir(exist_ok=True)
     title = f"learning, {a.device}, torch {torch.__version__}"
     for axis in a.axes:
@@ -264,13 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (OUT / "growth.json").write_text(json.dumps({"machine": machine, "begins": SIZES[a.device], "axes": results}, indent=2) + "\n")
     draw({axis: results[axis] for axis in LABELS if axis in results}, OUT / "growth.svg", title=title)
     console.print(f"wrote {OUT / 'growth.json'} and {OUT / 'growth.svg'}")
-
-
-def measured_before(machine: Mapping[str, str], begins: Mapping[str, int]) -> dict[str, Any]:
-    """The axes that earlier calls measured on this machine from the same beginning."""
-    path = OUT / "growth.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found["axes"] if (found.get("machine"), found.get("begins")) == (machine, begins) else {}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import GenerationConfig
-from workload import OUT, model_folder
+from workload import OUT, measured_before, model_folder
 
 from selfdistill.chat import special_id
 from selfdistill.contexts import student_messages
@@ -128,9 +128,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
     machine |= {key: getattr(arguments, key) for key in ("threads", "device")}
-    path, results = OUT / "rollouts.json", {}
-    if path.exists() and (kept := json.loads(path.read_text()))["machine"] == machine:
-        results = kept["results"]
+    path, results = OUT / "rollouts.json", measured_before("rollouts", machine=machine).get("results", {})
     table = Table("model", "side", "tokens (longest, mean)", "seconds", "tokens/s", "ours / it", "ours / it, by CPU seconds")
     for name in arguments.models:
         results[name] = measure(name, arguments)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, RANDOM, model_folder
+from workload import OUT, RANDOM, measured_before, model_folder
 
 TRL = "trl==1.16.0"
 PEER = OUT / "peers" / "trl"
@@ -118,13 +118,6 @@ def summary(results: dict[str, dict[str, dict]]) -> dict:
     return {"ratio_vs_trl": ratios, "memory_ratio_vs_trl": wide.get("memory_ratio")}
 
 
-def measured_before(machine: dict) -> dict[str, dict[str, dict[str, dict]]]:
-    """What earlier calls on this machine found, by method, model and lengths; what is measured again replaces its own."""
-    path = OUT / "step.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found["results"] if found.get("machine") == machine and found.get("peer") == TRL and "by_method" in found else {}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=("sdpo", "sdft"), default="sdpo", help="and with it TRL's trainer")
@@ -135,7 +128,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype}
-    peer, results = peer_environment(), measured_before(machine)
+    peer, before = peer_environment(), measured_before("step", machine=machine, peer=TRL)
+    # by method, model and lengths
+    results = before["results"] if "by_method" in before else {}
     for model in arguments.models:
         found = results.setdefault(arguments.method, {})[model] = {}
         for lengths in ("forced",) if model in RANDOM else ("natural", "forced"):

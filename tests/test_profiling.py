@@ -124,7 +124,7 @@ def test_two_models_are_refused_before_anything_is_written(base, tmp_path):  # n
 
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN")
 def test_products_by_onednn_are_among_the_operators(monkeypatch):
-    monkeypatch.setattr(products, "available", lambda: True)
+    monkeypatch.setattr(products, "AVAILABLE", True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         products.linear(torch.randn(512, 64), torch.randn(128, 64))
     table = profiling._operators(recorded, "learning")

@@ -13,7 +13,7 @@ SHAPES = [((1100,), 1000), ((300, 64), 96), ((3, 200, 64), 96), ((2048, 96), 32)
 @pytest.fixture
 def fast(monkeypatch):
     """On any processor; the ops that were asked for a product."""
-    monkeypatch.setattr(products, "available", lambda: True)
+    monkeypatch.setattr(products, "AVAILABLE", True)
     asked, real = [], products._onednn
     monkeypatch.setattr(products, "_onednn", lambda *args: asked.append(args[0].shape) or real(*args))
     return asked

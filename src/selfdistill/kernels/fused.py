@@ -54,8 +54,8 @@ def learn(
     """The values of `objective(method, score(...))` and the gradient of its backward, with every logit computed once.
 
     slab: student tokens whose logits are held at once; block: those of them scored at once; kernel: what scores them; None takes what the
-    device allows. Where a part looks along a rollout that has more tokens than a slab, chunks are scored instead, whose logits backward
-    computes again.
+    device allows, and for a part that looks along rollouts a slab of the longest one, as far as CHUNK_ENTRIES allow. Where a rollout has more tokens
+    than that, or than the slab that is given, chunks are scored instead, whose logits backward computes again.
     """
     given, slab = slab, slab or rows_held(SLAB_ENTRIES, hidden.device, head.vocab_size)
     scorer = _scorer(kernel, method, head, others=[r.head for r in (*readings.values(), initial) if r], device=hidden.device)
@@ -173,8 +173,7 @@ class _Known(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the gradient of this loss was handed on; learn again for another backward")
-        count = len(gradients)
-        return (None, None, *(gradients.pop(0).mul_(upstream[0]) for _ in range(count)), *(None for _ in range(count)))
+        return (None, None, *(g.mul_(upstream[0]) for g in gradients), *(None for _ in gradients))
 
 
 def _between_rollouts(batch: Batch, students: int, block: int) -> list[int]:

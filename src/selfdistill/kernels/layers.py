@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import SiLUActivation
 
-from selfdistill.kernels import products
+from selfdistill.kernels.products import linear, plain_fp32
 
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 PROBED = 16
@@ -27,19 +27,20 @@ def quicken(model: nn.Module) -> None:
     """
     for module in list(model.modules()):
         kind = type(module)
+        ending = next((ending for ending in PROBES if kind.__name__.endswith(ending)), None)
         if kind is nn.Linear:
             module.__class__ = Linear
-        elif (quick := _quick(kind)) is not None and not getattr(module, "quickened", False):
-            probe = _norm_probe(module) if kind.__name__.endswith("RMSNorm") else _mlp_probe(module)
+        elif ending and not getattr(module, "quickened", False):
+            probe, quick = PROBES[ending](module), _quick(kind, ending)
             if probe is not None and _agree(probe, quick):
                 module.__class__ = quick
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear by `products.linear`."""
+    """torch.nn.Linear by `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return products.linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
 
 def rms_norm(x: Float[Tensor, "*rows width"], weight: Float[Tensor, " width"], eps: float) -> Float[Tensor, "*rows width"]:
@@ -86,25 +87,24 @@ class _Gated(torch.autograd.Function):
 
 
 @cache
-def _quick(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """The form of a class of layers that may be one of these; of its own name, which transformers goes by."""
+def _quick(kind: type[nn.Module], ending: str) -> type[nn.Module]:
+    """The form of a class of layers; of its own name, which transformers goes by."""
 
     def norm(self: Any, hidden_states: Tensor) -> Tensor:
-        fits = _suits(hidden_states) and self.weight.dtype == torch.float32
+        fits = plain_fp32(hidden_states) and self.weight.dtype == torch.float32
         return rms_norm(hidden_states, self.weight, self.variance_epsilon) if fits else cast(Any, kind).forward(self, hidden_states)
 
     def mlp(self: Any, x: Tensor) -> Tensor:
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x))) if _suits(x) else cast(Any, kind).forward(self, x)
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x))) if plain_fp32(x) else cast(Any, kind).forward(self, x)
 
-    forms: dict[str, Callable[..., Tensor]] = {"RMSNorm": norm, "MLP": mlp}
-    form = next((form for ending, form in forms.items() if kind.__name__.endswith(ending)), None)
-    return form and type(kind.__name__, (kind,), {"forward": form, "quickened": True, "__reduce_ex__": lambda self, _: (_blank, (kind,), self.__dict__)})
+    form = {"RMSNorm": norm, "MLP": mlp}[ending]
+    pickled = {"__reduce_ex__": lambda self, _: (_blank, (kind, ending), self.__dict__)}
+    return type(kind.__name__, (kind,), {"forward": form, "quickened": True} | pickled)
 
 
-def _blank(kind: type[nn.Module]) -> nn.Module:
+def _blank(kind: type[nn.Module], ending: str) -> nn.Module:
     """What a pickle fills: its class has no place of its own to be found at."""
-    quick = _quick(kind)
-    assert quick is not None, "it was pickled as one"
+    quick = _quick(kind, ending)
     return quick.__new__(quick)
 
 
@@ -127,6 +127,10 @@ def _mlp_probe(module: nn.Module) -> nn.Module | None:
     return probe.train()
 
 
+PROBES: dict[str, Callable[[nn.Module], nn.Module | None]] = {"RMSNorm": _norm_probe, "MLP": _mlp_probe}
+"""By the ending of a class's name."""
+
+
 class _Times(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -145,7 +149,3 @@ def _agree(probe: nn.Module, quick: type[nn.Module]) -> bool:
             if given.shape != made.shape or not (given - made).abs().max() <= ROUNDING * given.abs().max():
                 return False
     return True
-
-
-def _suits(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and type(x) is Tensor and not torch.is_autocast_enabled("cpu")

@@ -37,9 +37,9 @@ def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows oute
             total[start : start + step] += linear(one.T[start : start + step], other.T)
 
 
-def available() -> bool:
-    """Whether this processor gains: AMD with AVX-512, under a torch that has MKL for BLAS and oneDNN beside it."""
-    return _AVAILABLE
+def plain_fp32(x: Tensor) -> bool:
+    """Whether something is fp32 on a CPU, in no subclass (a sharded parameter, say), and autocast leaves it so."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and type(x) is Tensor and not torch.is_autocast_enabled("cpu")
 
 
 def _gains() -> bool:
@@ -48,7 +48,8 @@ def _gains() -> bool:
     return built and "AMD" in str(named) and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-_AVAILABLE = _gains()
+AVAILABLE = _gains()
+"""Whether this processor gains: AMD with AVX-512, under a torch that has MKL for BLAS and oneDNN beside it."""
 
 
 class _Linear(torch.autograd.Function):
@@ -78,16 +79,14 @@ def _outer(one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"])
 def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.numel() * weight.shape[0] >= LEAST
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
+        and AVAILABLE
+        and plain_fp32(x)
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and type(weight) in (Tensor, nn.Parameter)
         # other strides are slow there
         and (weight.is_contiguous() or weight.T.is_contiguous())
-        and available()
-        and torch.backends.mkldnn.enabled
-        and not torch.is_autocast_enabled("cpu")
-        # no subclass: a sharded parameter, say
-        and type(x) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 

@@ -87,7 +87,8 @@ class _Batch:
         """Which of them each row goes on from."""
         self.rows = list(range(len(prompts)))
         """Whose completion each row is."""
-        self.padding = [0 if self.shares else max(map(len, prompts)) - len(p) for p in prompts]
+        self.padding = [0] * len(prompts)
+        """Columns before each row's own that are hidden from it."""
         self.place = torch.arange(len(prompts), device=self.device)
         self.position = torch.tensor([len(p) for p in prompts], device=self.device)
         self.token: Int[Tensor, " rows"] | None = None
@@ -136,7 +137,9 @@ class _Batch:
 
     def _spread(self) -> None:
         """Every row has its prompt's keys and values; a padding column repeats the first one and is masked."""
-        padding, width = torch.tensor(self.padding, device=self.device), max(map(len, self.prompts))
+        width = max(map(len, self.prompts))
+        self.padding = [width - len(self.prompts[i]) for i in self.prompt]
+        padding = torch.tensor(self.padding, device=self.device)
         columns = (torch.arange(width, device=self.device) - padding[:, None]).clamp(min=0)
         self.cache.spread(torch.tensor(self.prompt, device=self.device), columns)
 
@@ -153,10 +156,8 @@ class _Batch:
         return self.head(states[:, -1])
 
     def _stop_sharing(self) -> None:
-        """For a model that does something to keys on their way to attention: seen at its first token, which is written again."""
+        """For a model that does something to keys, values or scores on their way: seen at its first token, which is written again."""
         self.shares = False
-        width = max(map(len, self.prompts))
-        self.padding = [width - len(self.prompts[i]) for i in self.prompt]
         self.cache.unshare()
         self._spread()
         self._pad()

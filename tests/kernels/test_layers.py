@@ -130,6 +130,19 @@ def test_a_norms_gradient_is_exact():
     weight = torch.linspace(0.5, 2, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, b: layers.rms_norm(a, b, 1e-6), (x, weight))
     assert torch.autograd.gradcheck(layers.gated, (x, (x.detach() * 0.3).requires_grad_()))
+    down = torch.randn(4, 8, dtype=torch.float64, requires_grad=True, generator=torch.Generator().manual_seed(1))
+    assert torch.autograd.gradcheck(layers.gated_linear, (x, (x.detach() * 0.3).requires_grad_(), down))
+
+
+def test_who_listens_to_the_last_product_of_an_mlp_hears_it():
+    quick, _ = quick_and_plain("qwen3")
+    down = quick.model.layers[0].mlp.down_proj
+    ids, heard = torch.randint(6, 50, (2, 12), generator=torch.Generator().manual_seed(0)), []
+    alone = gradients(quick, ids)
+    down.register_forward_hook(lambda layer, given, made: heard.append(given[0].shape[-1]))
+    with_hook = gradients(quick, ids)
+    assert heard == [down.in_features]
+    assert all(torch.equal(alone[name], with_hook[name]) for name in alone), "made again, the product is the same to the last bit"
 
 
 def test_less_is_kept_for_backward():
@@ -150,7 +163,7 @@ def test_less_is_kept_for_backward():
         assert states.requires_grad
         return sum(storages.values())
 
-    assert kept(quick) < 0.85 * kept(plain)
+    assert kept(quick) < 0.68 * kept(plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import SiLUActivation
 
-from selfdistill.kernels.products import linear, plain_fp32
+from selfdistill.kernels.products import linear, outer, plain_fp32
 
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
 PROBED = 16
 """Features of the states that two forms of a layer are compared on."""
 ROUNDING = 1e-4
@@ -53,6 +54,11 @@ def gated(gate: Float[Tensor, "*rows width"], up: Float[Tensor, "*rows width"]) 
     return _Gated.apply(gate, up)  # pyright: ignore[reportReturnType]
 
 
+def gated_linear(gate: Float[Tensor, "*rows width"], up: Float[Tensor, "*rows width"], weight: Float[Tensor, "outer width"]) -> Float[Tensor, "*rows outer"]:
+    """(silu(gate) up) W^T, the product of which backward makes again."""
+    return _GatedLinear.apply(gate, up, weight)  # pyright: ignore[reportReturnType]
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -86,6 +92,31 @@ class _Gated(torch.autograd.Function):
         return of_gate, nn.functional.silu(gate).mul_(upstream[0])
 
 
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return linear(nn.functional.silu(gate).mul_(up), weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = ctx.saved_tensors
+        of_product, activated = linear(upstream[0], weight.T), nn.functional.silu(gate)
+        rows, product = (t.reshape(-1, t.shape[-1]) for t in (upstream[0], activated * up))
+        of_weight = outer(rows, product).contiguous() if ctx.needs_input_grad[2] else None
+        of_gate = torch.ops.aten.silu_backward(of_product * up, gate)
+        return of_gate, activated.mul_(of_product), of_weight
+
+
+def _keeps_its_input(layer: nn.Module) -> bool:
+    """Whether a layer is a product alone, trained, that nobody listens to: what it reads may be made again instead."""
+    if type(layer) is not Linear or layer.bias is not None or any(getattr(layer, f"_{when}_hooks") for when in HOOKS):
+        return False
+    weight = layer.weight
+    return torch.is_grad_enabled() and weight.requires_grad and type(weight) is nn.Parameter and weight.dtype == torch.float32
+
+
 @cache
 def _quick(kind: type[nn.Module], ending: str) -> type[nn.Module]:
     """The form of a class of layers; of its own name, which transformers goes by."""
@@ -95,7 +126,10 @@ def _quick(kind: type[nn.Module], ending: str) -> type[nn.Module]:
         return rms_norm(hidden_states, self.weight, self.variance_epsilon) if fits else cast(Any, kind).forward(self, hidden_states)
 
     def mlp(self: Any, x: Tensor) -> Tensor:
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x))) if plain_fp32(x) else cast(Any, kind).forward(self, x)
+        if not plain_fp32(x):
+            return cast(Any, kind).forward(self, x)
+        gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+        return gated_linear(gate, up, down.weight) if _keeps_its_input(down) else down(gated(gate, up))
 
     form = {"RMSNorm": norm, "MLP": mlp}[ending]
     pickled = {"__reduce_ex__": lambda self, _: (_blank, (kind, ending), self.__dict__)}

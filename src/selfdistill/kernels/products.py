@@ -26,12 +26,17 @@ def linear(x: Float[Tensor, "*rows inner"], weight: Float[Tensor, "outer inner"]
     return _onednn(x, weight, bias)
 
 
+def outer(one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"]) -> Float[Tensor, "outer inner"]:
+    """one^T other; oneDNN turns its first factor round in memory, so that is the narrower one."""
+    return linear(one.T, other.T) if one.shape[1] <= other.shape[1] else linear(other.T, one.T).T
+
+
 def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"]) -> None:
     """total += one^T other, in place; a product that cannot be written there is made some of its rows at a time."""
     if total.dtype == one.dtype and not _suits(one.T, other.T):
         total.addmm_(one.T, other)
     elif total.numel() <= ADDED or total.device.type != "cpu":
-        total += _outer(one, other)
+        total += outer(one, other)
     else:
         for start in range(0, len(total), step := max(ADDED // total.shape[1], 1)):
             total[start : start + step] += linear(one.T[start : start + step], other.T)
@@ -66,14 +71,9 @@ class _Linear(torch.autograd.Function):
         rows = upstream[0].reshape(-1, upstream[0].shape[-1])
         return (
             linear(upstream[0], weight.T) if wants_x else None,
-            _outer(rows, x.reshape(-1, x.shape[-1])).contiguous() if wants_weight else None,
+            outer(rows, x.reshape(-1, x.shape[-1])).contiguous() if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
-
-
-def _outer(one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"]) -> Float[Tensor, "outer inner"]:
-    """one^T other; oneDNN turns its first factor round in memory, so that is the narrower one."""
-    return linear(one.T, other.T) if one.shape[1] <= other.shape[1] else linear(other.T, one.T).T
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

@@ -21,7 +21,8 @@ class Endless(Choice):
     stops: tuple[int, ...]
 
     def __call__(self, logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-        logits[:, list(self.stops)] = -inf
+        for stop in self.stops:
+            logits[:, stop] = -inf
         return super().__call__(logits, uniform)
 
 

@@ -3,12 +3,13 @@
 import random
 from itertools import pairwise
 
+import pytest
 import torch
 from test_models import alone, laid
 from tiny_models import tiny_policy, tiny_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from selfdistill.layouts import row_groups, shared_tree
+from selfdistill.layouts import _Behind, row_groups, shared_tree
 from selfdistill.models import Policy, check_layout
 
 
@@ -52,3 +53,26 @@ def test_padding_stays_within_the_positions_of_a_model():
     batch = laid(parts)
     assert shared_tree(batch).depth == 2
     torch.testing.assert_close(policy.hidden(batch), alone(policy, batch), atol=2e-5, rtol=1e-5)
+
+
+def test_only_what_others_go_on_from_is_kept():
+    """Two levels below the prompt, the first of which has ends that nobody goes on from; keys and values of those, and of padding, are let go."""
+    policy, generator = tiny_policy(), torch.Generator().manual_seed(0)
+    prompt, long = torch.full((64,), 7), torch.full((80,), 9)
+    parts = [torch.cat([prompt, long, torch.randint(6, 56, (20,), generator=generator)]) for _ in range(4)]
+    parts += [torch.cat([prompt, torch.randint(6, 56, (90,), generator=generator)]) for _ in range(6)]
+    batch, given = laid(parts), []
+    tree = shared_tree(batch)
+    parents = {branch.parent for branch in tree.branches} - {None}
+    assert tree.depth == 3 and len(parents) == 2
+    update = _Behind.update
+
+    def seen(self, *args):
+        given.append(0 if self.known is None else len(self.known[0]))
+        return update(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Behind, "update", seen)
+        states = policy.hidden(batch)
+    assert max(given) == sum(tree.branches[i].length for i in parents) < tree.tokens / 4
+    torch.testing.assert_close(states, alone(policy, batch), atol=2e-5, rtol=1e-5)

@@ -187,6 +187,7 @@ def make_sampler(policy: Policy, settings: Settings, *, on_progress: Callable[[i
         top_k=s.top_k,
         batch_size=s.batch_size,
         thinking=s.thinking,
+        cuda_graphs=s.cuda_graphs,
         on_progress=on_progress,
     )
 

@@ -20,7 +20,7 @@ Verdict = Literal["holds", "does not hold", "cannot tell"]
 Named = str | Mapping[str, Any]
 """A method as a recipe writes it: its name, or a table with arguments."""
 MACHINE = tuple(f"model.{key}" for key in ("device", "attention", "layout", "gradient_checkpointing", "teacher_offload"))
-ON_WHAT = (*MACHINE, "tokens_per_batch", "sampling.batch_size")
+ON_WHAT = (*MACHINE, "tokens_per_batch", "sampling.batch_size", "sampling.cuda_graphs")
 """Settings of how a machine does the same work."""
 Column = Literal["testbed", "real model", ""]
 COLUMNS: tuple[Column, ...] = ("testbed", "real model")

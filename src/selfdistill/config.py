@@ -116,6 +116,8 @@ class SamplingSettings(Section):
     """Rollouts written at once."""
     thinking: bool | None = None
     """The student's chat-template flag; none: the template's default."""
+    cuda_graphs: bool = True
+    """Records passes of one token on an accelerator and has it run them by itself."""
 
 
 class OptimizerSettings(Section):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from selfdistill.prefixes import Branch, Tree, prefix_tree, separate
+from selfdistill.prefixes import Tree, prefix_tree, separate
 from selfdistill.types import Packed
 
 PASS_TOKENS = {"cpu": 64}
@@ -71,42 +71,48 @@ def read_rows(backbone: nn.Module, config: PreTrainedConfig, packed: Packed, tre
     """
     each = pass_tokens(tree.tokens, packed.input_ids.device)
     reading = _Reading(packed=packed, tree=tree, layers=0 if tree.depth == 1 else len(DynamicCache(config=config).layers))
-    for number, level in enumerate(tree.levels):
+    for level in tree.levels:
         reading.merge()
         for rows in row_groups([tree.branches[i].length for i in level], each=each):
             branches = [level[row] for row in rows]
-            reading.append(branches, *_pass(backbone, config, reading, branches, keeps=number + 1 < tree.depth))
+            reading.append(branches, *_pass(backbone, config, reading, branches))
     place = reading.on_device(np.concatenate([reading.paths[i] for i in tree.last]))
     return torch.cat(reading.states)[place[packed.predicts]]
 
 
 class _Reading:
-    """The branches read so far: states of all rows, padding included, their keys and values, and the places of every branch's tokens among them."""
+    """The branches read so far: states of all rows, padding included, and keys and values of what others go on from."""
 
     def __init__(self, *, packed: Packed, tree: Tree, layers: int) -> None:
         self.packed, self.tree = packed, tree
         self.begins = [0, *accumulate(packed.lengths)]
+        self.parents = {branch.parent for branch in tree.branches}
         self.states: list[Float[Tensor, "read hidden"]] = []
         self.layers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers)]
-        """Keys and values by layer and pass, [read heads dim] each; none where no branch goes on from another."""
-        self.paths: dict[int, np.ndarray] = {}
-        """Places of a branch's tokens and of all before them."""
-        self.total = 0
-
-    def path(self, branch: Branch) -> np.ndarray:
-        """Places of all before it."""
-        return np.zeros(0, dtype=np.int64) if branch.parent is None else self.paths[branch.parent]
+        """Keys and values by layer and pass, [kept heads dim] each."""
+        self.paths: dict[int | None, np.ndarray] = {None: np.zeros(0, dtype=np.int64)}
+        """Places among the states of a branch's tokens and of all before them."""
+        self.kept: dict[int | None, np.ndarray] = {None: np.zeros(0, dtype=np.int64)}
+        """The same among keys and values, of parents."""
+        self.total = self.total_kept = 0
 
     def append(self, rows: Sequence[int], states: Float[Tensor, "rows width hidden"], layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """One pass over these branches, and its keys and values [rows heads width dim]; none of the last level, from which nothing goes on."""
-        width = states.shape[1]
+        """One pass over these branches, and its keys and values [rows heads width dim]; none where nothing goes on from them."""
+        width, places = states.shape[1], list[np.ndarray]()
         for row, i in enumerate(rows):
-            branch, first = self.tree.branches[i], self.total + row * width
-            self.paths[i] = np.concatenate([self.path(branch), np.arange(first, first + branch.length)])
+            branch, own = self.tree.branches[i], np.arange(self.tree.branches[i].length)
+            self.paths[i] = np.concatenate([self.paths[branch.parent], self.total + row * width + own])
+            if i in self.parents:
+                self.kept[i] = np.concatenate([self.kept[branch.parent], self.total_kept + own])
+                self.total_kept += branch.length
+                places.append(row * width + own)
         self.total += len(rows) * width
         self.states.append(states.flatten(0, 1))
-        for known, (keys, values) in zip(self.layers, layers, strict=bool(layers)):
-            known.append((keys.transpose(1, 2).flatten(0, 1), values.transpose(1, 2).flatten(0, 1)))
+        if layers:
+            at = self.on_device(np.concatenate(places))
+            for known, both in zip(self.layers, layers, strict=True):
+                keys, values = (x.transpose(1, 2).flatten(0, 1).index_select(0, at) for x in both)
+                known.append((keys, values))
 
     def merge(self) -> None:
         """Keys and values of all passes as one: a level goes on from those before it, so this is done once a level."""
@@ -118,7 +124,7 @@ class _Reading:
 
 
 class _Behind(DynamicLayer):
-    """One layer: keys and values of what rows go on from, gathered when the layer asks, and their own, kept where a level goes on from them."""
+    """One layer: keys and values of what rows go on from, gathered when the layer asks, and their own, kept where others go on from them."""
 
     is_initialized = True
 
@@ -144,11 +150,11 @@ class _Behind(DynamicLayer):
 
 
 def _pass(
-    backbone: nn.Module, config: PreTrainedConfig, reading: _Reading, rows: Sequence[int], *, keeps: bool
+    backbone: nn.Module, config: PreTrainedConfig, reading: _Reading, rows: Sequence[int]
 ) -> tuple[Float[Tensor, "rows width hidden"], list[tuple[Tensor, Tensor]]]:
-    """The model on branches of one level: their states, and their keys and values if a level goes on from them."""
-    branches = [reading.tree.branches[i] for i in rows]
-    own, paths = np.array([b.length for b in branches]), [reading.path(b) for b in branches]
+    """The model on branches of one level: their states, and their keys and values if others go on from any of them."""
+    branches, keeps = [reading.tree.branches[i] for i in rows], not reading.parents.isdisjoint(rows)
+    own, paths = np.array([b.length for b in branches]), [reading.kept[b.parent] for b in branches]
     width, before = own.max(), max(map(len, paths))
     # padding repeats the last token and its position, so that none is beyond the model's
     column = np.minimum(np.arange(width), own[:, None] - 1)

@@ -10,10 +10,11 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, tiny_model
 from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm, apply_rotary_pos_emb
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
 from selfdistill.kernels import layers
+from selfdistill.kernels.rotary import rotary, rotating
 
 
 def gradients(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -123,6 +124,34 @@ def test_one_row_without_a_batch():
     x, weight = torch.randn(8, requires_grad=True), torch.ones(8, requires_grad=True)
     layers.rms_norm(x, weight, 1e-6).sum().backward()
     assert x.grad is not None and weight.grad is not None and weight.grad.shape == (8,)
+
+
+@pytest.mark.parametrize("family, rotates", [("qwen3", True), ("llama", True), ("granite", True), ("phi", True), ("gemma2", True), ("cohere", False)])
+def test_rotary_positions_of_two_halves_are_known(family, rotates):
+    """Cohere rotates neighbours."""
+    quick, _ = quick_and_plain(family)
+    found = [getattr(m, "quickened", False) for m in quick.modules() if type(m).__name__.endswith("Attention")]
+    assert found and all(x == rotates for x in found)
+
+
+def test_a_rotation_is_that_of_transformers_and_its_gradient_exact():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, generator=draw)
+    cos, sin = (torch.randn(2, 5, 8, dtype=torch.float64, generator=draw) for _ in range(2))
+    for given in (x, x.transpose(1, 2).contiguous().transpose(1, 2), x.repeat(1, 1, 1, 2)[..., 4:12]):
+        made = rotary(given, cos[:, None], sin[:, None])
+        torch.testing.assert_close(made, apply_rotary_pos_emb(given, given, cos, sin)[0])
+    assert torch.autograd.gradcheck(lambda x: rotary(x, cos[:, None], sin[:, None]), x.requires_grad_())
+
+
+def test_positions_that_are_trained_or_of_another_type_take_the_models_own_rotation():
+    turn = rotating(Qwen3Attention).__globals__["apply_rotary_pos_emb"]
+    q = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    cos, sin = torch.randn(1, 3, 8, requires_grad=True), torch.randn(1, 3, 8)
+    turn(q, q, cos, sin)[0].sum().backward()
+    assert cos.grad is not None and bool(cos.grad.any())
+    for given in ((q.bfloat16(), q.bfloat16(), cos, sin), (q, q, cos[0, None], sin, 1)):
+        assert torch.equal(turn(*given)[0], apply_rotary_pos_emb(*given)[0])
 
 
 def test_a_norms_gradient_is_exact():

@@ -12,9 +12,11 @@ from torch.autograd.function import once_differentiable
 from transformers.activations import SiLUActivation
 
 from selfdistill.kernels.products import linear, outer, plain_fp32
+from selfdistill.kernels.rotary import rotates, rotating
 
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+ROTATING = "Attention"
 PROBED = 16
 """Features of the states that two forms of a layer are compared on."""
 ROUNDING = 1e-4
@@ -31,7 +33,11 @@ def quicken(model: nn.Module) -> None:
         ending = next((ending for ending in PROBES if kind.__name__.endswith(ending)), None)
         if kind is nn.Linear:
             module.__class__ = Linear
-        elif ending and not getattr(module, "quickened", False):
+        elif getattr(module, "quickened", False):
+            continue
+        elif rotates(kind):
+            module.__class__ = _quick(kind, ROTATING)
+        elif ending:
             probe, quick = PROBES[ending](module), _quick(kind, ending)
             if probe is not None and _agree(probe, quick):
                 module.__class__ = quick
@@ -46,11 +52,15 @@ class Linear(nn.Linear):
 
 def rms_norm(x: Float[Tensor, "*rows width"], weight: Float[Tensor, " width"], eps: float) -> Float[Tensor, "*rows width"]:
     """w x / sqrt(mean(x^2) + eps), of which backward needs x alone."""
+    if not torch.is_grad_enabled():
+        return (x * _scale(x, eps)).mul_(weight)
     return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
 
 
 def gated(gate: Float[Tensor, "*rows width"], up: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
     """silu(gate) up, of which backward needs both and nothing between them."""
+    if not torch.is_grad_enabled():
+        return nn.functional.silu(gate).mul_(up)
     return _Gated.apply(gate, up)  # pyright: ignore[reportReturnType]
 
 
@@ -59,10 +69,14 @@ def gated_linear(gate: Float[Tensor, "*rows width"], up: Float[Tensor, "*rows wi
     return _GatedLinear.apply(gate, up, weight)  # pyright: ignore[reportReturnType]
 
 
+def _scale(x: Tensor, eps: float) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 
@@ -88,7 +102,8 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         # torch's own derivative of silu, in one pass
-        of_gate = torch.ops.aten.silu_backward(upstream[0] * up, gate)
+        of_gate = upstream[0] * up
+        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
         return of_gate, nn.functional.silu(gate).mul_(upstream[0])
 
 
@@ -103,9 +118,11 @@ class _GatedLinear(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, weight = ctx.saved_tensors
         of_product, activated = linear(upstream[0], weight.T), nn.functional.silu(gate)
-        rows, product = (t.reshape(-1, t.shape[-1]) for t in (upstream[0], activated * up))
-        of_weight = outer(rows, product).contiguous() if ctx.needs_input_grad[2] else None
-        of_gate = torch.ops.aten.silu_backward(of_product * up, gate)
+        product = activated * up
+        of_weight = outer(*(t.reshape(-1, t.shape[-1]) for t in (upstream[0], product))).contiguous() if ctx.needs_input_grad[2] else None
+        # its place is used again: what is this wide is most of a layer's memory
+        of_gate = torch.mul(of_product, up, out=product)
+        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
         return of_gate, activated.mul_(of_product), of_weight
 
 
@@ -131,7 +148,7 @@ def _quick(kind: type[nn.Module], ending: str) -> type[nn.Module]:
         gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
         return gated_linear(gate, up, down.weight) if _keeps_its_input(down) else down(gated(gate, up))
 
-    form = {"RMSNorm": norm, "MLP": mlp}[ending]
+    form = rotating(kind) if ending == ROTATING else {"RMSNorm": norm, "MLP": mlp}[ending]
     pickled = {"__reduce_ex__": lambda self, _: (_blank, (kind, ending), self.__dict__)}
     return type(kind.__name__, (kind,), {"forward": form, "quickened": True} | pickled)
 

@@ -1,6 +1,7 @@
 """Keys and values of rollouts that are written together: one pass over each prompt, written in place, read as far as they are filled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from jaxtyping import Float, Int
@@ -30,6 +31,8 @@ class Columns(CacheLayerMixin):
         self.window, self.is_sliding = window, window is not None
         self.first = self.end = 0
         """Number of the first column in storage, and of the next one to be written."""
+        self.at: Int[Tensor, " one"] | None = None
+        """The column to be written, where a pass is recorded: it sees all of storage, and its mask hides what is not written."""
         self.prompts: Prompts | None = None
         """What stands before every row's columns, where prompts are shared."""
 
@@ -48,10 +51,12 @@ class Columns(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states
+        if self.at is not None:
+            for storage, new in zip(self.filled, (key_states, value_states), strict=True):
+                storage.index_copy_(2, self.at, new.to(storage.dtype))
+            return self.filled
+        self.make_room()
         seen, offset = self.get_mask_sizes(1)
-        if self.end - self.first == self.filled[0].shape[2]:
-            self.keys, self.values = (_with_room(x[:, :, offset - self.first :]) for x in self.filled)
-            self.first = offset
         keys, values = self.filled
         keys.narrow(2, self.end - self.first, 1).copy_(key_states)
         values.narrow(2, self.end - self.first, 1).copy_(value_states)
@@ -60,6 +65,17 @@ class Columns(CacheLayerMixin):
         if self.prompts is not None:
             attach(self.prompts, seen_keys, seen_values)
         return seen_keys, seen_values
+
+    @property
+    def full(self) -> bool:
+        return self.end - self.first == self.filled[0].shape[2]
+
+    def make_room(self) -> None:
+        """For a column more."""
+        if self.full:
+            offset = self.get_mask_sizes(1)[1]
+            self.keys, self.values = (_with_room(x[:, :, offset - self.first :]) for x in self.filled)
+            self.first = offset
 
     def share(self, family: Family) -> None:
         """The prompts, read before, stay as they are; columns begin behind them."""
@@ -131,6 +147,30 @@ class RolloutCache(Cache):
             assert layer.prompts is not None, "nothing is shared"
             layer.prompts = layer.prompts.keep(prompts, width, family)
 
+    @contextmanager
+    def at(self, column: Int[Tensor, " one"]) -> Iterator[None]:
+        """Layers write at a column that the device knows, and count none."""
+        try:
+            for layer in self.columns:
+                layer.at = column
+            yield
+        finally:
+            for layer in self.columns:
+                layer.at = None
+
+    def make_room(self) -> None:
+        for layer in self.columns:
+            layer.make_room()
+
+    def advance(self) -> None:
+        """A column was written that way."""
+        for layer in self.columns:
+            layer.end += 1
+
+    @property
+    def full(self) -> bool:
+        return any(layer.full for layer in self.columns)
+
     @property
     def read(self) -> bool:
         """Whether the attention of every layer has read the prompts that it shares."""
@@ -141,4 +181,6 @@ def _with_room(x: Float[Tensor, "rows heads filled dim"]) -> Float[Tensor, "rows
     rows, heads, filled, dim = x.shape
     storage = x.new_empty(rows, heads, filled + ROOM, dim)
     storage[:, :, :filled] = x
+    # a recorded pass reads them, too, and hides them
+    storage[:, :, filled:] = 0
     return storage

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from selfdistill.heads import Head
 from selfdistill.models import Policy
 from selfdistill.sampling.cache import ROOM, RolloutCache, windows
 from selfdistill.sampling.choosing import Choice
+from selfdistill.sampling.replay import DEVICES, Replay, tell
 from selfdistill.sampling.sharing import Family, pays, sharing
 from selfdistill.teachers import evaluating
 
@@ -23,6 +25,8 @@ BLOCK = 8
 """Tokens between two looks at who has finished: the device is waited for no more often."""
 LEAVING = 8
 """Finished rows leave once they are 1 in so many."""
+LEAVING_RECORDED = 2
+"""The same where passes are recorded, which they are again when rows leave."""
 
 
 def writable(policy: Policy) -> bool:
@@ -51,12 +55,12 @@ class Line:
             raise ValueError("the model's logits are not numbers; its weights have diverged: lower optimizer.lr, or check model.path and model.dtype")
 
 
-def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit: int, stops: Sequence[int]) -> list[Line]:
-    """A completion of at most `limit` tokens a prompt, from one batch."""
+def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit: int, stops: Sequence[int], cuda_graphs: bool = True) -> list[Line]:
+    """A completion of at most `limit` tokens a prompt, from one batch; cuda_graphs: whether an accelerator's passes are recorded."""
     generator = torch.Generator(device=policy.device).manual_seed(int(torch.randint(2**63 - 1, ())))
     lines, ending = [Line() for _ in prompts], frozenset(stops)
     with evaluating(policy), policy.autocast():
-        batch = _Batch(policy, prompts)
+        batch = _Batch(policy, prompts, cuda_graphs)
         for start in range(0, limit, BLOCK):
             uniform = torch.rand(BLOCK, len(prompts), generator=generator, device=policy.device, dtype=torch.float64)
             steps = [batch.step(choice, numbers) for numbers in uniform[: limit - start]]
@@ -67,7 +71,7 @@ def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit
             writing = [place for place, i in enumerate(batch.rows) if not lines[i].ended]
             if not writing:
                 break
-            if (len(batch.rows) - len(writing)) * LEAVING >= len(batch.rows):
+            if (len(batch.rows) - len(writing)) * (LEAVING_RECORDED if batch.records else LEAVING) >= len(batch.rows):
                 batch.keep(writing)
     return lines
 
@@ -75,11 +79,13 @@ def write(policy: Policy, prompts: Sequence[list[int]], *, choice: Choice, limit
 class _Batch:
     """Rows that are written together, left-padded; each pass gives all of them one token."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[list[int]]) -> None:
+    def __init__(self, policy: Policy, prompts: Sequence[list[int]], cuda_graphs: bool) -> None:
         seen = windows(policy.base.config)
         assert seen is not None, "writable() was asked"
-        self.backbone, self.head, self.device = policy.base.base_model, policy.head, policy.device
+        self.backbone, self.head, self.device = policy.base.base_model, policy.head.cast(), policy.device
         self.policy, self.cache, self.shares = policy, RolloutCache(seen), pays(policy, prompts, seen)
+        self.records = cuda_graphs and self.device.type in DEVICES and not self.shares and not any(seen)
+        self.recorded: _Standing | None = None
         self.prompts = list({tuple(p): None for p in prompts})
         """Those that differ."""
         number = {p: i for i, p in enumerate(self.prompts)}
@@ -95,6 +101,8 @@ class _Batch:
 
     def step(self, choice: Choice, uniform: Float[Tensor, " prompts"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
         """Every row's next token and its log-prob; `uniform` has a number for every row there ever was."""
+        if self.records and self.token is not None:
+            return self._recorded(self.token, choice, uniform)
         logits = self._after_prompts() if self.token is None else self._after(self.token)
         self.token, logp = choice(logits, uniform[self.place])
         return self.token, logp
@@ -103,6 +111,7 @@ class _Batch:
         """Only the rows at these places go on; columns that pad all of them go too."""
         index = torch.tensor(places, device=self.device)
         assert self.token is not None, "a batch is cut after a step"
+        self.recorded = None
         self.rows, self.padding, self.prompt = ([values[i] for i in places] for values in (self.rows, self.padding, self.prompt))
         self.place, self.position, self.token = self.place[index], self.position[index], self.token[index]
         common = min(self.padding)
@@ -155,6 +164,23 @@ class _Batch:
         self.position = self.position + 1
         return self.head(states[:, -1])
 
+    def _recorded(self, token: Int[Tensor, " rows"], choice: Choice, uniform: Float[Tensor, " prompts"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """A step whose pass is recorded at first and after each change of rows or storage."""
+        if self.recorded and not self.cache.full:
+            self.recorded.go_on(uniform)
+        else:
+            self.recorded = None
+            self.cache.make_room()
+            padding = torch.tensor(self.padding, device=self.device)
+            self.recorded = _Standing(self.backbone, self.head, self.cache, choice, token, self.position, padding, self.place, uniform)
+        self.token, self.position = self.recorded.token.clone(), self.recorded.position.clone()
+        logp = self.recorded.logp.clone()
+        if refused := self.recorded.replay.refused:
+            tell(refused)
+            self.records, self.recorded = False, None
+            self._pad()
+        return self.token, logp
+
     def _stop_sharing(self) -> None:
         """For a model that does something to keys, values or scores on their way: seen at its first token, which is written again."""
         self.shares = False
@@ -182,3 +208,47 @@ class _Batch:
             seen, offset = layer.get_mask_sizes(1)
             masks["sliding_attention" if layer.is_sliding else "full_attention"] = self.padded.narrow(-1, offset, seen)
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class _Standing:
+    """Rows whose pass is recorded, and all that it reads and leaves, each at its place: token, position, log-prob, uniform numbers, column."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: Head,
+        cache: RolloutCache,
+        choice: Choice,
+        token: Int[Tensor, " rows"],
+        position: Int[Tensor, " rows"],
+        padding: Int[Tensor, " rows"],
+        place: Int[Tensor, " rows"],
+        uniform: Float[Tensor, " prompts"],
+    ) -> None:
+        self.backbone, self.head, self.cache, self.choice, self.padding, self.place = backbone, head, cache, choice, padding, place
+        self.token, self.position, self.uniform = token.clone(), position.clone(), uniform.clone()
+        self.logp = torch.zeros(len(token), device=token.device)
+        stored = cache.columns[0].filled[0]
+        self.columns, self.kind = torch.arange(stored.shape[2], device=token.device), stored.dtype
+        self.column = torch.tensor([cache.get_seq_length()], device=token.device)
+        self.replay = Replay(self._step, [self.token, self.position, self.logp, self.column])
+        cache.advance()
+
+    def go_on(self, uniform: Float[Tensor, " prompts"]) -> None:
+        """One token more a row."""
+        self.uniform.copy_(uniform)
+        self.replay()
+        self.cache.advance()
+
+    def _step(self) -> None:
+        hidden = (self.columns > self.column) | (self.columns < self.padding[:, None])
+        mask = torch.zeros(hidden.shape, dtype=self.kind, device=hidden.device).masked_fill_(hidden, torch.finfo(self.kind).min)
+        with self.cache.at(self.column):
+            states = self.backbone(
+                self.token[:, None], attention_mask=mask[:, None, None], position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True
+            ).last_hidden_state
+        token, logp = self.choice(self.head(states[:, -1]), self.uniform[self.place])
+        self.token.copy_(token)
+        self.logp.copy_(logp)
+        self.position += 1
+        self.column += 1

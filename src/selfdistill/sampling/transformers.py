@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import nlargest
 
 from selfdistill.chat import special_id
@@ -38,6 +39,7 @@ class TransformersSampler:
     top_k: int = 0
     batch_size: int = 256
     thinking: bool | None = None
+    cuda_graphs: bool = True
     on_progress: Callable[[int, int], None] | None = None
     """Called with (rollouts finished, rollouts asked for) after every batch."""
     version: int = 0
@@ -133,7 +135,7 @@ class TransformersSampler:
     def _write(self, prompts: Sequence[list[int]]) -> list[Line]:
         """One batch, in the order of the prompts."""
         choice = Choice(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
-        write = loop.write if loop.writable(self.policy) else generate.write
+        write = partial(loop.write, cuda_graphs=self.cuda_graphs) if loop.writable(self.policy) else generate.write
         return write(self.policy, prompts, choice=choice, limit=self.max_completion_length, stops=stop_ids(self.policy))
 
 

@@ -70,6 +70,11 @@ class Columns(CacheLayerMixin):
     def full(self) -> bool:
         return self.end - self.first == self.filled[0].shape[2]
 
+    def clear_room(self) -> None:
+        """Zeros where nothing is written yet: a recorded pass reads it, too, and hides it."""
+        for storage in self.filled:
+            storage[:, :, self.end - self.first :].zero_()
+
     def make_room(self) -> None:
         """For a column more."""
         if self.full:
@@ -158,9 +163,11 @@ class RolloutCache(Cache):
             for layer in self.columns:
                 layer.at = None
 
-    def make_room(self) -> None:
+    def stand(self) -> None:
+        """Storage stays where it is until it is full."""
         for layer in self.columns:
             layer.make_room()
+            layer.clear_room()
 
     def advance(self) -> None:
         """A column was written that way."""
@@ -181,6 +188,4 @@ def _with_room(x: Float[Tensor, "rows heads filled dim"]) -> Float[Tensor, "rows
     rows, heads, filled, dim = x.shape
     storage = x.new_empty(rows, heads, filled + ROOM, dim)
     storage[:, :, :filled] = x
-    # a recorded pass reads them, too, and hides them
-    storage[:, :, filled:] = 0
     return storage

@@ -170,7 +170,7 @@ class _Batch:
             self.recorded.go_on(uniform)
         else:
             self.recorded = None
-            self.cache.make_room()
+            self.cache.stand()
             padding = torch.tensor(self.padding, device=self.device)
             self.recorded = _Standing(self.backbone, self.head, self.cache, choice, token, self.position, padding, self.place, uniform)
         self.token, self.position = self.recorded.token.clone(), self.recorded.position.clone()

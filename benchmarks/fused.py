@@ -6,7 +6,6 @@ prints tables and writes benchmarks/out/fused.json; on a CPU in CPU seconds of o
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from functools import partial
 import torch
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, Meter, measured_before
+from workload import OUT, Meter, measured_before, processor
 
 from selfdistill.heads import Head
 from selfdistill.kernels import products
@@ -210,7 +209,7 @@ def main() -> None:
         print(json.dumps(run(arguments)))
         return
     setting = {name: getattr(arguments, name) for name in ("device", "dtype", "tokens", "hidden", "vocab", "repeats", "passes")}
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine = {"processor": processor(), "torch": torch.__version__}
     results = measured_before("fused", setting=setting, machine=machine).get("results", {})
     for heads in arguments.heads:
         for method in arguments.methods:

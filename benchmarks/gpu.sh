@@ -44,13 +44,15 @@ everything() {
   else
     run parity 50 --device cuda --hidden 1024 --layers 8 --vocab 49152 --rollouts 32 --longest 512
     timeout 60 "$python" -m pytest -q tests/kernels/triton_parity.py -k end_to_end || failed+=(triton_parity)
+    timeout 40 "$python" -m pytest -q tests/sampling/test_replay.py -k accelerator || failed+=(cuda_graphs)
     run fused 60 --device cuda --dtype bfloat16 --tokens 8192 --hidden 4096 --vocab 151936 --heads trained --methods opsd --ways floor torch triton --passes 5
     run step 150 --device cuda --dtype bfloat16 --models qwen3-0.6b --sides ours dynamic --repeats 1
-    run rollouts 40 --device cuda --models tiny wide --repeats 2
-    run growth 60 --device cuda
-    run methods 40 --repeats 3 --methods opsd hsd sdpo sgsd
-    # last: it takes what is left
-    run step 200 --device cuda --dtype bfloat16 --models qwen3-1.7b --sides ours dynamic --repeats 1
+    run rollouts 100 --device cuda --dtype bfloat16 --models qwen3-0.6b tiny --repeats 1
+    run growth 40 --device cuda
+    run methods 30 --repeats 3 --methods opsd hsd sdpo sgsd
+    # last: they take what is left
+    run step 150 --device cuda --dtype bfloat16 --models qwen3-1.7b --sides ours dynamic --repeats 1
+    run step 150 --method sdft --device cuda --dtype bfloat16 --models qwen3-0.6b --sides ours dynamic --repeats 1
   fi
   echo "== $SECONDS s in all; not measured to the end: ${failed[*]:-none}"
   [ ${#failed[@]} -eq 0 ]

@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import multiprocessing
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import linregress
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from workload import OUT, TINY, Meter, Problems, measured_before
+from workload import OUT, TINY, Meter, Problems, measured_before, processor
 
 from selfdistill.config import make_settings
 from selfdistill.method import Method
@@ -252,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--axes", nargs="+", default=list(LABELS), choices=tuple(LABELS))
     a = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    machine = {"processor": platform.processor() or platform.machine(), "device": a.device, "torch": torch.__version__}
+    machine = {"processor": processor(), "device": a.device, "torch": torch.__version__}
     results = measured_before("growth", machine=machine, begins=SIZES[a.device]).get("axes", {})
     OUT.mkdir(exist_ok=True)
     title = f"learning, {a.device}, torch {torch.__version__}"

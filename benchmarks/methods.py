@@ -11,15 +11,14 @@ base's. Seconds are medians.
 import argparse
 import copy
 import json
-import platform
 import statistics
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from workload import OUT, processor
 
 from selfdistill.api import assemble
 from selfdistill.config import make_settings
@@ -32,7 +31,6 @@ from selfdistill.teachers import External, Frozen
 from selfdistill.trainer import StepResult, Trainer
 from selfdistill.types import Group
 
-OUT = Path(__file__).parent / "out"
 FIRST = "grpo"
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "step_critique": {"critic": "TaskChecker()"},
@@ -174,7 +172,7 @@ def main() -> None:
     if own:
         show_own(own, f"whole steps of {a.prompts} prompts, each method's own rollouts of the shipped base, medians of {a.repeats}")
     OUT.mkdir(exist_ok=True)
-    machine = {"processor": platform.processor() or platform.machine(), **size}
+    machine = {"processor": processor(), **size}
     (OUT / "methods.json").write_text(json.dumps({"machine": machine, "methods": found, "own_rollouts": own}, indent=2) + "\n")
 
 

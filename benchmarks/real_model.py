@@ -10,7 +10,6 @@ judgements or skills, and count how many of its replies can be read. All rows be
 import argparse
 import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import torch
 from real_data import bank_file, base_folder, task, teacher_folder
 from rich.console import Console
 from rich.table import Table
-from workload import OUT
+from workload import OUT, processor
 
 import selfdistill
 from selfdistill.critics import ModelCritic
@@ -222,7 +221,7 @@ def main() -> None:
 
 
 def machine(a: argparse.Namespace, start: float) -> dict[str, Any]:
-    return {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "seconds": time.perf_counter() - start, **vars(a)}
+    return {"processor": processor(), "threads": torch.get_num_threads(), "seconds": time.perf_counter() - start, **vars(a)}
 
 
 def _renew(found: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:

@@ -1,17 +1,17 @@
 """What rollouts cost: the sampler's loop beside transformers' `generate`, static and dynamic cache, on the same prompts, in turns in one process.
 
-python benchmarks/rollouts.py [--models tiny mixed wide smollm2-135m] [--threads 1] [--repeats 5] [--device cuda]
+python benchmarks/rollouts.py [--models tiny mixed wide smollm2-135m qwen3-0.6b] [--threads 1] [--repeats 5] [--device cuda]
 prints the table and writes benchmarks/out/rollouts.json
 
 `generate` is called with the very distribution and the very ends, and records no log-probs; the loop returns them. tiny: the shipped base
 on the testbed, whose completions are nearly of one length. mixed: the same with 2 to 8 operations, so that prompts and completions are ragged.
-wide: random weights under 49,152 words of which 1 in 48 ends a completion, so lengths are geometric. All in fp32.
+wide, qwen3-0.6b: random weights under 49,152 and 151,936 words of which 1 in 48 ends a completion, so lengths are
+geometric. fp32, or on an accelerator --dtype bfloat16: weights and products in it, for both sides.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import GenerationConfig
-from workload import OUT, measured_before, model_folder
+from workload import OUT, RANDOM, measured_before, model_folder, processor
 
 from selfdistill.chat import special_id
 from selfdistill.contexts import student_messages
@@ -34,9 +34,10 @@ from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.teachers import evaluating
 
 SIDES = ("ours", "static", "dynamic")
-SHAPES = {"tiny": (16, 8, 112), "mixed": (16, 8, 112), "wide": (8, 8, 128), "smollm2-135m": (4, 8, 64)}
+SHAPES = {"tiny": (16, 8, 112), "mixed": (16, 8, 112), "wide": (8, 8, 128), "smollm2-135m": (4, 8, 64), "qwen3-0.6b": (8, 16, 512)}
 """Prompts, completions of each, tokens of one at most."""
 ENDING = 48
+"""One word in so many of a random model's ends a completion."""
 console = Console(width=140)
 
 
@@ -50,14 +51,15 @@ class Work:
     stops: Sequence[int]
 
 
-def work(name: str, device: str) -> Work:
+def work(name: str, device: str, dtype: str) -> Work:
     prompts, generations, limit = SHAPES[name]
     policy = load_policy(str(model_folder("tiny" if name == "mixed" else name)), device=device)
+    policy.base.to(getattr(torch, dtype))
     operations = [2 + i % 7 for i in range(prompts)] if name == "mixed" else [5] * prompts
     rows = [Arithmetic(operations=n, num_train=i + 1, num_test=1).problems("train")[i] for i, n in enumerate(operations)]
     ids = sorted((policy.chat.encode(student_messages(p), None) for p in rows for _ in range(generations)), key=len)
     stops = stop_ids(policy)
-    return Work(policy=policy, prompts=ids, limit=limit, stops=[*range(0, policy.vocab_size, ENDING)] if name == "wide" else stops)
+    return Work(policy=policy, prompts=ids, limit=limit, stops=[*range(0, policy.vocab_size, ENDING)] if name in RANDOM else stops)
 
 
 def ours(w: Work) -> list[int]:
@@ -104,7 +106,7 @@ def timed(side: str, w: Work, seed: int) -> dict[str, float]:
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Medians over repeats, each side once in every one of them, after a warm-up; ratios are medians of those within a repeat."""
-    w = work(name, arguments.device)
+    w = work(name, arguments.device, arguments.dtype)
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for repeat in range(arguments.repeats + 1):
         for side in SIDES:
@@ -124,10 +126,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-    machine |= {key: getattr(arguments, key) for key in ("threads", "device")}
+    machine = {"processor": processor(), "cpus": os.cpu_count()}
+    machine |= {key: getattr(arguments, key) for key in ("threads", "device", "dtype")}
     path, results = OUT / "rollouts.json", measured_before("rollouts", machine=machine).get("results", {})
     table = Table("model", "side", "tokens (longest, mean)", "seconds", "tokens/s", "ours / it", "ours / it, by CPU seconds")
     for name in arguments.models:

@@ -8,7 +8,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, RANDOM, measured_before, model_folder
+from workload import OUT, RANDOM, measured_before, model_folder, processor
 
 TRL = "trl==1.16.0"
 PEER = OUT / "peers" / "trl"
@@ -127,7 +126,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=tuple(SIDES), help="ours, and TRL by its cache")
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype}
+    machine = {"processor": processor(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype}
     peer, before = peer_environment(), measured_before("step", machine=machine, peer=TRL)
     # by method, model and lengths
     results = before["results"] if "by_method" in before else {}

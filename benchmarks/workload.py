@@ -4,6 +4,8 @@ import argparse
 import ctypes
 import gc
 import json
+import platform
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +46,15 @@ def arguments() -> argparse.Namespace:
     for name, value in {"prompts": 16, "generations": 8, "tokens": 112, "steps": 5, "top_k": 100, "micro_batches": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     return parser.parse_args()
+
+
+def processor() -> str:
+    """Its name, and where the system tells them, family and model, which say more of a server's."""
+    path = Path("/proc/cpuinfo")
+    told = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", path.read_text(), re.MULTILINE)) if path.exists() else {}
+    if len(told) == 3:
+        return f"{told['model name']}, family {told['cpu family']}, model {told['model']}"
+    return platform.processor() or platform.machine()
 
 
 def measured_before(name: str, **same: object) -> dict:

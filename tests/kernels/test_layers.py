@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +12,11 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, tiny_model
 from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm, apply_rotary_pos_emb
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm, apply_rotary_pos_emb
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
 from selfdistill.kernels import layers
-from selfdistill.kernels.rotary import rotary, rotating
+from selfdistill.kernels.rotary import rotary, where_it_suits
 
 
 def gradients(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -145,7 +147,7 @@ def test_a_rotation_is_that_of_transformers_and_its_gradient_exact():
 
 
 def test_positions_that_are_trained_or_of_another_type_take_the_models_own_rotation():
-    turn = rotating(Qwen3Attention).__globals__["apply_rotary_pos_emb"]
+    turn = where_it_suits(apply_rotary_pos_emb)
     q = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
     cos, sin = torch.randn(1, 3, 8, requires_grad=True), torch.randn(1, 3, 8)
     turn(q, q, cos, sin)[0].sum().backward()
@@ -172,6 +174,45 @@ def test_who_listens_to_the_last_product_of_an_mlp_hears_it():
     with_hook = gradients(quick, ids)
     assert heard == [down.in_features]
     assert all(torch.equal(alone[name], with_hook[name]) for name in alone), "made again, the product is the same to the last bit"
+
+
+def test_an_mlp_calls_its_last_product_where_somebody_has_put_another_in_its_place():
+    quick, plain = quick_and_plain("qwen3")
+    ids, heard = torch.randint(6, 50, (2, 12), generator=torch.Generator().manual_seed(0)), []
+    for model in (quick, plain):
+        down = model.model.layers[0].mlp.down_proj
+        down.forward = lambda x, layer=down: heard.append(1) or nn.functional.linear(x, 2 * layer.weight)
+    ours, theirs = gradients(quick, ids), gradients(plain, ids)
+    assert len(heard) == 2
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5 * max(1.0, float(value.abs().max())))
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, *_: heard.append(module)):
+        gradients(quick, ids)
+    assert quick.model.layers[1].mlp.down_proj in heard
+
+
+COMPILED = """
+import copy, torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from selfdistill.kernels.layers import quicken
+torch.manual_seed(0)
+sizes = {"vocab_size": 56, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+plain = Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2))
+quick, ids = copy.deepcopy(plain), torch.randint(56, (2, 12))
+quicken(quick)
+assert type(quick.model.layers[0].self_attn) is not type(plain.model.layers[0].self_attn)
+compiled = torch.compile(quick, backend="aot_eager", fullgraph=True)
+torch.testing.assert_close(compiled(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
+compiled(ids).logits.square().sum().backward(), plain(ids).logits.square().sum().backward()
+for one, other in zip(quick.parameters(), plain.parameters(), strict=True):
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+"""
+
+
+def test_a_compiled_model_takes_its_own_layers():
+    """Fewer heads of keys than of queries. Apart from here, where shapes are checked, which no compiler reads."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
 
 
 def test_less_is_kept_for_backward():

@@ -1,5 +1,7 @@
 """Recorded passes. Where there is no accelerator, a tape stands for CUDA's graphs: it runs the same operations on the same places in memory, and no Python."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -62,7 +64,7 @@ def taped(monkeypatch) -> list[Tape]:
         return tape.run
 
     monkeypatch.setattr(replay, "record", record)
-    monkeypatch.setattr(loop, "DEVICES", {"cpu"})
+    monkeypatch.setattr(replay, "DEVICES", {"cpu"})
     # as on an accelerator
     monkeypatch.setattr(sharing, "ROWS", 10**9)
     return tapes
@@ -98,7 +100,7 @@ def test_log_probs_are_those_of_a_full_pass_as_storage_grows_and_rows_leave(dtyp
     lines = loop.write(policy, prompts, choice=Choice(), limit=2 * ROOM + 20, stops=[1])
     forwards_while_written, steps = len(forwards), max(len(line.ids) for line in lines)
     assert steps > ROOM and min(len(line.ids) for line in lines) < 80, "storage grows, rows leave"
-    assert len(taped) < 8 and forwards_while_written == 1 + 2 * len(taped), "a recording takes the pass itself and one that is recorded, and no other is run"
+    assert len(taped) < 8 and forwards_while_written == 2 + 2 * len(taped), "the prompts, one plain pass to compare with; a recording takes the pass twice"
     for prompt, line in zip(prompts, lines, strict=True):
         near = pytest.approx(reference_logp(policy, prompt, line.ids), abs=0.2 if dtype else 2e-5)
         assert line.logp == near
@@ -121,11 +123,17 @@ def of_the_host(policy: Policy, ask: Callable[[torch.Tensor], object]) -> None:
 
 @pytest.mark.parametrize(
     "ask",
-    [lambda states: float(states.sum()), lambda states: states[states > 0].sum(), lambda states: states.nonzero(), lambda states: bool((states > 0).any())],
-    ids=["number", "mask", "nonzero", "bool"],
+    [
+        lambda states: float(states.sum()),
+        lambda states: states[states > 0].sum(),
+        lambda states: states.clone().__setitem__(states > 0, 0.0),
+        lambda states: states.clone().__setitem__(states > 0, torch.zeros(1)),
+        lambda states: states.nonzero(),
+        lambda states: bool((states > 0).any()),
+    ],
+    ids=["number", "mask", "number by mask", "write by mask", "nonzero", "bool"],
 )
 def test_a_pass_that_asks_the_host_is_not_recorded(ask, taped, caplog):
-    replay.tell.cache_clear()
     policy = policy_of("qwen3")
     of_the_host(policy, ask)
     lines = written(policy)
@@ -136,8 +144,6 @@ def test_a_pass_that_asks_the_host_is_not_recorded(ask, taped, caplog):
 
 
 def test_a_pass_that_cannot_be_recorded_or_is_recorded_wrongly_is_run_as_it_is(taped, monkeypatch, caplog):
-    policy = policy_of("qwen3")
-
     def fails(run):
         run()
         raise RuntimeError("operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA")
@@ -156,11 +162,42 @@ def test_a_pass_that_cannot_be_recorded_or_is_recorded_wrongly_is_run_as_it_is(t
 
     for record, said in ((fails, "operation not permitted when stream is capturing;"), (elsewhere, "does not give what the pass gives")):
         monkeypatch.setattr(replay, "record", record)
-        lines = written(policy)
-        assert [line.ids for line in lines] == [line.ids for line in plain(policy)] and said in caplog.text
-        for prompt, line in zip(PROMPTS, lines, strict=True):
-            assert line.logp == pytest.approx(reference_logp(policy, prompt, line.ids), abs=1e-5)
-    assert len(wrong) == 1, "not tried again in this batch"
+        policy = policy_of("qwen3")
+        for _ in range(2):
+            lines = written(policy)
+            assert [line.ids for line in lines] == [line.ids for line in plain(policy)] and said in caplog.text
+            for prompt, line in zip(PROMPTS, lines, strict=True):
+                assert line.logp == pytest.approx(reference_logp(policy, prompt, line.ids), abs=1e-5)
+    assert len(wrong) == 1 and len(caplog.records) == 2, "a model is not tried again"
+
+
+def test_a_pass_that_counts_on_the_host_is_not_believed(taped, caplog):
+    """Recorded, its count stays; run beside the pass that was recorded, nothing shows."""
+    policy = policy_of("qwen3")
+
+    def hook(module, args, kwargs):
+        return (args[0] * (1 + kwargs["past_key_values"].get_seq_length() % 7), *args[1:]), kwargs
+
+    policy.base.model.layers[0].register_forward_pre_hook(hook, with_kwargs=True)
+    lines = written(policy)
+    assert len(taped) == 1 and "does not give what a plain one gives" in caplog.text
+    assert [line.ids for line in lines] == [line.ids for line in plain(policy)]
+
+
+@pytest.mark.parametrize("ask", [None, lambda states: float(states.sum())], ids=["recorded", "refused"])
+def test_nothing_is_held_when_rollouts_are_written(ask, taped, monkeypatch):
+    policy, caches, made = policy_of("qwen3"), [], loop.RolloutCache
+    if ask:
+        of_the_host(policy, ask)
+    monkeypatch.setattr(loop, "RolloutCache", lambda windows: caches.append(weakref.ref(cache := made(windows))) or cache)
+    gc.collect()
+    gc.disable()
+    try:
+        written(policy)
+        taped.clear()
+        assert len(caches) == 1 and caches[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
@@ -173,9 +210,8 @@ def test_layers_with_windows_are_not_recorded(family, taped):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_on_an_accelerator(dtype, autocast, monkeypatch):
-    replay.tell.cache_clear()
     said, recorded, real = [], [], replay.record
-    monkeypatch.setattr(loop, "tell", said.append)
+    monkeypatch.setattr(loop, "refuse", lambda model, reason: said.append(reason))
     monkeypatch.setattr(replay, "record", lambda run: recorded.append(1) or real(run))
     policy = policy_of("qwen3")
     policy.base.to("cuda", torch.float32 if autocast else dtype)

@@ -24,9 +24,10 @@ ROUNDING = 1e-4
 
 
 def quicken(model: nn.Module) -> None:
-    """Its linear layers, RMS norms and gated MLPs compute by these forms from now on; parameters, names and files stay as they are.
+    """Its linear layers, RMS norms, gated MLPs and rotations compute by these forms from now on; parameters, names and files stay as they are.
 
-    A norm or MLP is known by its parts and by what it computes: one whose values on random states, small or large, are others is left alone.
+    A norm or MLP is known by its parts and by what it computes: one whose values on random states, small or large, are others is left alone. So is an
+    attention layer whose rotation makes others of random queries and keys.
     """
     for module in list(model.modules()):
         kind = type(module)
@@ -128,7 +129,9 @@ class _GatedLinear(torch.autograd.Function):
 
 def _keeps_its_input(layer: nn.Module) -> bool:
     """Whether a layer is a product alone, trained, that nobody listens to: what it reads may be made again instead."""
-    if type(layer) is not Linear or layer.bias is not None or any(getattr(layer, f"_{when}_hooks") for when in HOOKS):
+    if type(layer) is not Linear or layer.bias is not None or "forward" in vars(layer):
+        return False
+    if any(getattr(layer, f"_{when}_hooks") or getattr(nn.modules.module, f"_global_{when}_hooks") for when in HOOKS):
         return False
     weight = layer.weight
     return torch.is_grad_enabled() and weight.requires_grad and type(weight) is nn.Parameter and weight.dtype == torch.float32

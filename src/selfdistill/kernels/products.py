@@ -43,8 +43,9 @@ def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows oute
 
 
 def plain_fp32(x: Tensor) -> bool:
-    """Whether something is fp32 on a CPU, in no subclass (a sharded parameter, say), and autocast leaves it so."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and type(x) is Tensor and not torch.is_autocast_enabled("cpu")
+    """Whether something is fp32 on a CPU, in no subclass (a sharded parameter, say), and autocast leaves it so; a compiler has forms of its own."""
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) is Tensor
+    return plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 def _gains() -> bool:

@@ -1,7 +1,7 @@
 """Rotary positions in fp32 on a CPU, half a head at a time: transformers turns halves round by copies, and in backward by tensors of zeros."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from types import FunctionType
 from typing import Any
 
@@ -65,7 +65,21 @@ def rotating(kind: type[nn.Module]) -> Callable[..., Any]:
     """The forward of a class that `rotates`: the same code, in which that name means `rotary`."""
     forward = kind.forward
     assert isinstance(forward, FunctionType)
-    given = forward.__globals__[NAME]
+    # the names of its module as they are now
+    names = {**forward.__globals__, NAME: where_it_suits(forward.__globals__[NAME])}
+    turning = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    turning.__kwdefaults__ = forward.__kwdefaults__
+
+    @wraps(forward)
+    def chosen(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # a compiler has forms of its own, and asks where a name comes from
+        return forward(self, *args, **kwargs) if torch.compiler.is_compiling() else turning(self, *args, **kwargs)
+
+    return chosen
+
+
+def where_it_suits(given: Callable[..., Any]) -> Callable[..., Any]:
+    """`rotary` of queries and keys where they and their positions' cosines are plain fp32 and nothing of the latter is trained, else as given."""
 
     def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         plain = all(map(plain_fp32, (q, k, cos, sin))) and not (cos.requires_grad or sin.requires_grad) and cos.shape[-1] == q.shape[-1]
@@ -74,9 +88,7 @@ def rotating(kind: type[nn.Module]) -> Callable[..., Any]:
         cos, sin = cos[:, None], sin[:, None]
         return rotary(q, cos, sin), rotary(k, cos, sin)
 
-    made = FunctionType(forward.__code__, {**forward.__globals__, NAME: apply_rotary_pos_emb}, forward.__name__, forward.__defaults__, forward.__closure__)
-    made.__kwdefaults__, made.__annotations__ = forward.__kwdefaults__, forward.__annotations__
-    return made
+    return apply_rotary_pos_emb
 
 
 def _agrees(given: Callable[..., Any]) -> bool:

@@ -169,10 +169,10 @@ class RolloutCache(Cache):
             layer.make_room()
             layer.clear_room()
 
-    def advance(self) -> None:
-        """A column was written that way."""
+    def advance(self, columns: int = 1) -> None:
+        """So many were written that way; below 0: are to be written again."""
         for layer in self.columns:
-            layer.end += 1
+            layer.end += columns
 
     @property
     def full(self) -> bool:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from selfdistill.heads import Head
 from selfdistill.models import Policy
 from selfdistill.sampling.cache import ROOM, RolloutCache, windows
 from selfdistill.sampling.choosing import Choice
-from selfdistill.sampling.replay import DEVICES, Replay, tell
+from selfdistill.sampling.replay import FAR, NEAR, Refused, agree, records, refuse
 from selfdistill.sampling.sharing import Family, pays, sharing
+from selfdistill.sampling.standing import Standing
 from selfdistill.teachers import evaluating
 
 BLOCK = 8
@@ -84,8 +84,11 @@ class _Batch:
         assert seen is not None, "writable() was asked"
         self.backbone, self.head, self.device = policy.base.base_model, policy.head.cast(), policy.device
         self.policy, self.cache, self.shares = policy, RolloutCache(seen), pays(policy, prompts, seen)
-        self.records = cuda_graphs and self.device.type in DEVICES and not self.shares and not any(seen)
-        self.recorded: _Standing | None = None
+        self.records = cuda_graphs and records(self.backbone, self.device) and not self.shares and not any(seen)
+        self.near = NEAR.get(policy.dtype, FAR)
+        self.recorded: Standing | None = None
+        self.believed = False
+        """Whether what was recorded has been seen to do what plain passes do."""
         self.prompts = list({tuple(p): None for p in prompts})
         """Those that differ."""
         number = {p: i for i, p in enumerate(self.prompts)}
@@ -166,20 +169,37 @@ class _Batch:
 
     def _recorded(self, token: Int[Tensor, " rows"], choice: Choice, uniform: Float[Tensor, " prompts"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
         """A step whose pass is recorded at first and after each change of rows or storage."""
-        if self.recorded and not self.cache.full:
-            self.recorded.go_on(uniform)
-        else:
-            self.recorded = None
-            self.cache.stand()
-            padding = torch.tensor(self.padding, device=self.device)
-            self.recorded = _Standing(self.backbone, self.head, self.cache, choice, token, self.position, padding, self.place, uniform)
-        self.token, self.position = self.recorded.token.clone(), self.recorded.position.clone()
-        logp = self.recorded.logp.clone()
-        if refused := self.recorded.replay.refused:
-            tell(refused)
+        try:
+            if self.recorded is None or self.cache.full:
+                self.recorded = None
+                self.recorded = self._standing(choice, uniform)
+            else:
+                self.recorded.go_on(uniform)
+                if not self.believed:
+                    self._check(self.recorded, token, choice, uniform)
+            self.token, self.position = self.recorded.token.clone(), self.recorded.position.clone()
+            return self.token, self.recorded.logp.clone()
+        except Refused as reason:
+            refuse(self.backbone, str(reason))
             self.records, self.recorded = False, None
             self._pad()
-        return self.token, logp
+            return self.step(choice, uniform)
+
+    def _standing(self, choice: Choice, uniform: Float[Tensor, " prompts"]) -> Standing:
+        assert self.token is not None, "the prompts come first"
+        padding = torch.tensor(self.padding, device=self.device)
+        rows = {"token": self.token, "position": self.position, "padding": padding, "place": self.place, "uniform": uniform, "near": self.near}
+        return Standing.begin(backbone=self.backbone, head=self.head, cache=self.cache, choice=choice, **rows)
+
+    def _check(self, recorded: Standing, token: Int[Tensor, " rows"], choice: Choice, uniform: Float[Tensor, " prompts"]) -> None:
+        """A batch's first replayed pass beside the plain one, which comes last and so leaves its keys and values. Raises Refused before the step."""
+        self.cache.advance(-1)
+        chosen, logp = choice(self._after(token), uniform[self.place])
+        if not agree([recorded.token, recorded.logp, recorded.position], [chosen, logp, self.position], near=self.near):
+            self.cache.advance(-1)
+            self.position = self.position - 1
+            raise Refused("a recorded pass does not give what a plain one gives")
+        self.believed = True
 
     def _stop_sharing(self) -> None:
         """For a model that does something to keys, values or scores on their way: seen at its first token, which is written again."""
@@ -208,47 +228,3 @@ class _Batch:
             seen, offset = layer.get_mask_sizes(1)
             masks["sliding_attention" if layer.is_sliding else "full_attention"] = self.padded.narrow(-1, offset, seen)
         return masks if len(masks) > 1 else next(iter(masks.values()))
-
-
-class _Standing:
-    """Rows whose pass is recorded, and all that it reads and leaves, each at its place: token, position, log-prob, uniform numbers, column."""
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        head: Head,
-        cache: RolloutCache,
-        choice: Choice,
-        token: Int[Tensor, " rows"],
-        position: Int[Tensor, " rows"],
-        padding: Int[Tensor, " rows"],
-        place: Int[Tensor, " rows"],
-        uniform: Float[Tensor, " prompts"],
-    ) -> None:
-        self.backbone, self.head, self.cache, self.choice, self.padding, self.place = backbone, head, cache, choice, padding, place
-        self.token, self.position, self.uniform = token.clone(), position.clone(), uniform.clone()
-        self.logp = torch.zeros(len(token), device=token.device)
-        stored = cache.columns[0].filled[0]
-        self.columns, self.kind = torch.arange(stored.shape[2], device=token.device), stored.dtype
-        self.column = torch.tensor([cache.get_seq_length()], device=token.device)
-        self.replay = Replay(self._step, [self.token, self.position, self.logp, self.column])
-        cache.advance()
-
-    def go_on(self, uniform: Float[Tensor, " prompts"]) -> None:
-        """One token more a row."""
-        self.uniform.copy_(uniform)
-        self.replay()
-        self.cache.advance()
-
-    def _step(self) -> None:
-        hidden = (self.columns > self.column) | (self.columns < self.padding[:, None])
-        mask = torch.zeros(hidden.shape, dtype=self.kind, device=hidden.device).masked_fill_(hidden, torch.finfo(self.kind).min)
-        with self.cache.at(self.column):
-            states = self.backbone(
-                self.token[:, None], attention_mask=mask[:, None, None], position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True
-            ).last_hidden_state
-        token, logp = self.choice(self.head(states[:, -1]), self.uniform[self.place])
-        self.token.copy_(token)
-        self.logp.copy_(logp)
-        self.position += 1
-        self.column += 1

@@ -127,9 +127,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     machine = {"processor": processor(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype}
-    peer, before = peer_environment(), measured_before("step", machine=machine, peer=TRL)
-    # by method, model and lengths
-    results = before["results"] if "by_method" in before else {}
+    # results by method, model and lengths
+    peer, results = peer_environment(), measured_before("step", machine=machine, peer=TRL).get("results", {})
     for model in arguments.models:
         found = results.setdefault(arguments.method, {})[model] = {}
         for lengths in ("forced",) if model in RANDOM else ("natural", "forced"):

@@ -130,10 +130,10 @@ def tiny_groups(policy: Policy, *, problems: int = 2, n: int = 4, seed: int = 0,
 @torch.no_grad()
 def reference_logp(policy: Policy, prompt: list[int], completion: list[int]) -> list[float]:
     logp = full_logp(policy, prompt, completion)
-    return logp.gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
+    return logp.gather(-1, torch.tensor(completion, device=logp.device)[:, None])[:, 0].tolist()
 
 
 def full_logp(policy: Policy, prompt: list[int], completion: list[int], temperature: float = 1.0) -> torch.Tensor:
     """log-probs over the vocabulary at every completion token, from the model's own logits, one sequence."""
-    logits = policy.base(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1, : policy.vocab_size].float()
+    logits = policy.base(torch.tensor([prompt + completion], device=policy.device)).logits[0, len(prompt) - 1 : -1, : policy.vocab_size].float()
     return (logits / temperature).log_softmax(-1)

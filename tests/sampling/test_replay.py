@@ -220,8 +220,6 @@ def test_on_an_accelerator(dtype, autocast, monkeypatch):
         lines = written(policy, prompts=PROMPTS * 8, limit=2 * ROOM, **decoding)
         assert recorded and not said
         for prompt, line in zip(PROMPTS * 8, lines, strict=True):
-            ids, length = torch.tensor([prompt + line.ids], device="cuda"), len(prompt)
             with torch.no_grad(), policy.autocast():
-                logits = policy.base(ids).logits[0, length - 1 : -1, : policy.vocab_size].float()
-            logp = logits.log_softmax(-1).gather(-1, ids[0, length:, None])[:, 0].tolist()
+                logp = reference_logp(policy, prompt, line.ids)
             assert line.logp == pytest.approx(logp, abs=0.3 if dtype == torch.bfloat16 else 1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import SiLUActivation
 
-from selfdistill.kernels.products import linear, outer, plain_fp32
+from selfdistill.kernels.products import linear, of_weight, plain_fp32
 from selfdistill.kernels.rotary import rotates, rotating
 
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -53,16 +53,12 @@ class Linear(nn.Linear):
 
 def rms_norm(x: Float[Tensor, "*rows width"], weight: Float[Tensor, " width"], eps: float) -> Float[Tensor, "*rows width"]:
     """w x / sqrt(mean(x^2) + eps), of which backward needs x alone."""
-    if not torch.is_grad_enabled():
-        return (x * _scale(x, eps)).mul_(weight)
-    return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _scaled(x, _scale(x, eps), weight)  # pyright: ignore[reportReturnType]
 
 
 def gated(gate: Float[Tensor, "*rows width"], up: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
     """silu(gate) up, of which backward needs both and nothing between them."""
-    if not torch.is_grad_enabled():
-        return nn.functional.silu(gate).mul_(up)
-    return _Gated.apply(gate, up)  # pyright: ignore[reportReturnType]
+    return _Gated.apply(gate, up) if torch.is_grad_enabled() else _product(gate, up)  # pyright: ignore[reportReturnType]
 
 
 def gated_linear(gate: Float[Tensor, "*rows width"], up: Float[Tensor, "*rows width"], weight: Float[Tensor, "outer width"]) -> Float[Tensor, "*rows outer"]:
@@ -74,12 +70,20 @@ def _scale(x: Tensor, eps: float) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
+def _scaled(x: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    return (x * scale).mul_(weight)
+
+
+def _product(gate: Tensor, up: Tensor) -> Tensor:
+    return nn.functional.silu(gate).mul_(up)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return _scaled(x, scale, weight)
 
     @staticmethod
     @once_differentiable
@@ -96,7 +100,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return nn.functional.silu(gate).mul_(up)
+        return _product(gate, up)
 
     @staticmethod
     @once_differentiable
@@ -105,14 +109,14 @@ class _Gated(torch.autograd.Function):
         # torch's own derivative of silu, in one pass
         of_gate = upstream[0] * up
         torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
-        return of_gate, nn.functional.silu(gate).mul_(upstream[0])
+        return of_gate, _product(gate, upstream[0])
 
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
-        return linear(nn.functional.silu(gate).mul_(up), weight)
+        return linear(_product(gate, up), weight)
 
     @staticmethod
     @once_differentiable
@@ -120,21 +124,21 @@ class _GatedLinear(torch.autograd.Function):
         gate, up, weight = ctx.saved_tensors
         of_product, activated = linear(upstream[0], weight.T), nn.functional.silu(gate)
         product = activated * up
-        of_weight = outer(*(t.reshape(-1, t.shape[-1]) for t in (upstream[0], product))).contiguous() if ctx.needs_input_grad[2] else None
+        of_down = of_weight(upstream[0], product) if ctx.needs_input_grad[2] else None
         # its place is used again: what is this wide is most of a layer's memory
         of_gate = torch.mul(of_product, up, out=product)
         torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
-        return of_gate, activated.mul_(of_product), of_weight
+        return of_gate, activated.mul_(of_product), of_down
 
 
 def _keeps_its_input(layer: nn.Module) -> bool:
     """Whether a layer is a product alone, trained, that nobody listens to: what it reads may be made again instead."""
-    if type(layer) is not Linear or layer.bias is not None or "forward" in vars(layer):
+    if not torch.is_grad_enabled() or type(layer) is not Linear or layer.bias is not None or "forward" in vars(layer):
         return False
     if any(getattr(layer, f"_{when}_hooks") or getattr(nn.modules.module, f"_global_{when}_hooks") for when in HOOKS):
         return False
     weight = layer.weight
-    return torch.is_grad_enabled() and weight.requires_grad and type(weight) is nn.Parameter and weight.dtype == torch.float32
+    return weight.requires_grad and type(weight) is nn.Parameter and weight.dtype == torch.float32
 
 
 @cache

@@ -26,9 +26,9 @@ def linear(x: Float[Tensor, "*rows inner"], weight: Float[Tensor, "outer inner"]
     return _onednn(x, weight, bias)
 
 
-def outer(one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"]) -> Float[Tensor, "outer inner"]:
-    """one^T other; oneDNN turns its first factor round in memory, so that is the narrower one."""
-    return linear(one.T, other.T) if one.shape[1] <= other.shape[1] else linear(other.T, one.T).T
+def of_weight(upstream: Float[Tensor, "*rows outer"], x: Float[Tensor, "*rows inner"]) -> Float[Tensor, "outer inner"]:
+    """The gradient of W in x W^T."""
+    return _outer(upstream.reshape(-1, upstream.shape[-1]), x.reshape(-1, x.shape[-1])).contiguous()
 
 
 def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"]) -> None:
@@ -36,7 +36,7 @@ def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows oute
     if total.dtype == one.dtype and not _suits(one.T, other.T):
         total.addmm_(one.T, other)
     elif total.numel() <= ADDED or total.device.type != "cpu":
-        total += outer(one, other)
+        total += _outer(one, other)
     else:
         for start in range(0, len(total), step := max(ADDED // total.shape[1], 1)):
             total[start : start + step] += linear(one.T[start : start + step], other.T)
@@ -69,12 +69,16 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        rows = upstream[0].reshape(-1, upstream[0].shape[-1])
         return (
             linear(upstream[0], weight.T) if wants_x else None,
-            outer(rows, x.reshape(-1, x.shape[-1])).contiguous() if wants_weight else None,
-            rows.sum(0) if wants_bias else None,
+            of_weight(upstream[0], x) if wants_weight else None,
+            upstream[0].reshape(-1, upstream[0].shape[-1]).sum(0) if wants_bias else None,
         )
+
+
+def _outer(one: Float[Tensor, "rows outer"], other: Float[Tensor, "rows inner"]) -> Float[Tensor, "outer inner"]:
+    """one^T other; oneDNN turns its first factor round in memory, so that is the narrower one."""
+    return linear(one.T, other.T) if one.shape[1] <= other.shape[1] else linear(other.T, one.T).T
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 
@@ -179,9 +179,22 @@ class RolloutCache(Cache):
         return any(layer.full for layer in self.columns)
 
     @property
+    def like(self) -> Tensor:
+        """Keys of one layer, whose type and columns are those of all."""
+        return self.columns[0].filled[0]
+
+    @property
     def read(self) -> bool:
         """Whether the attention of every layer has read the prompts that it shares."""
         return all(layer.prompts is not None and layer.prompts.read for layer in self.columns)
+
+
+def states_behind(
+    backbone: nn.Module, cache: RolloutCache, token: Int[Tensor, " rows"], position: Int[Tensor, " rows"], mask: Tensor | dict[str, Tensor] | None
+) -> Float[Tensor, "rows hidden"]:
+    """Final-norm states of a token a row, read behind what the cache holds."""
+    read = backbone(token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache, use_cache=True)
+    return read.last_hidden_state[:, -1]
 
 
 def _with_room(x: Float[Tensor, "rows heads filled dim"]) -> Float[Tensor, "rows heads columns dim"]:

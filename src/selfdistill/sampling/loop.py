@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from selfdistill.models import Policy
-from selfdistill.sampling.cache import ROOM, RolloutCache, windows
+from selfdistill.sampling.cache import ROOM, RolloutCache, states_behind, windows
 from selfdistill.sampling.choosing import Choice
+from selfdistill.sampling.masks import hiding
 from selfdistill.sampling.replay import FAR, NEAR, Refused, agree, records, refuse
 from selfdistill.sampling.sharing import Family, pays, sharing
 from selfdistill.sampling.standing import Standing
@@ -132,7 +133,7 @@ class _Batch:
         self.cache.keep_prompts(torch.tensor(kept, device=self.device), max(map(len, self.prompts)), self._family())
 
     def _family(self) -> Family:
-        return Family.of(self.prompt, [len(p) for p in self.prompts], like=self.cache.columns[0].filled[0])
+        return Family.of(self.prompt, [len(p) for p in self.prompts], like=self.cache.like)
 
     def _after_prompts(self) -> Float[Tensor, "rows vocab"]:
         """Logits behind every prompt. Different prompts are read once each, right-padded: no token sees what stands behind it."""
@@ -158,21 +159,20 @@ class _Batch:
     def _after(self, token: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
         """Logits behind every row's last token."""
         with sharing(self.policy) if self.shares else nullcontext():
-            states = self.backbone(
-                token[:, None], attention_mask=self._mask(), position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True
-            ).last_hidden_state
+            states = states_behind(self.backbone, self.cache, token, self.position, self._mask())
         if self.shares and not self.cache.read:
             self._stop_sharing()
             return self._after(token)
         self.position = self.position + 1
-        return self.head(states[:, -1])
+        return self.head(states)
 
     def _recorded(self, token: Int[Tensor, " rows"], choice: Choice, uniform: Float[Tensor, " prompts"]) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
         """A step whose pass is recorded at first and after each change of rows or storage."""
         try:
             if self.recorded is None or self.cache.full:
+                # what the last one held is let go first
                 self.recorded = None
-                self.recorded = self._standing(choice, uniform)
+                self.recorded = self._standing(token, choice, uniform)
             else:
                 self.recorded.go_on(uniform)
                 if not self.believed:
@@ -185,11 +185,19 @@ class _Batch:
             self._pad()
             return self.step(choice, uniform)
 
-    def _standing(self, choice: Choice, uniform: Float[Tensor, " prompts"]) -> Standing:
-        assert self.token is not None, "the prompts come first"
-        padding = torch.tensor(self.padding, device=self.device)
-        rows = {"token": self.token, "position": self.position, "padding": padding, "place": self.place, "uniform": uniform, "near": self.near}
-        return Standing.begin(backbone=self.backbone, head=self.head, cache=self.cache, choice=choice, **rows)
+    def _standing(self, token: Int[Tensor, " rows"], choice: Choice, uniform: Float[Tensor, " prompts"]) -> Standing:
+        return Standing(
+            backbone=self.backbone,
+            head=self.head,
+            cache=self.cache,
+            choice=choice,
+            token=token,
+            position=self.position,
+            padding=torch.tensor(self.padding, device=self.device),
+            place=self.place,
+            uniform=uniform,
+            near=self.near,
+        )
 
     def _check(self, recorded: Standing, token: Int[Tensor, " rows"], choice: Choice, uniform: Float[Tensor, " prompts"]) -> None:
         """A batch's first replayed pass beside the plain one, which comes last and so leaves its keys and values. Raises Refused before the step."""
@@ -212,10 +220,8 @@ class _Batch:
         """What hides the padding of these rows from attention; None where there is none, so that it takes its fast path."""
         self.padded: Float[Tensor, "rows 1 1 columns"] | None = None
         if max(self.padding):
-            kind, padding = self.cache.columns[0].filled[0].dtype, torch.tensor(self.padding, device=self.device)
-            columns = torch.arange(self.cache.get_seq_length() + ROOM, device=self.device)
-            self.padded = torch.zeros(len(self.rows), 1, 1, len(columns), dtype=kind, device=self.device)
-            self.padded.masked_fill_((columns < padding[:, None])[:, None, None], torch.finfo(kind).min)
+            columns, padding = torch.arange(self.cache.get_seq_length() + ROOM, device=self.device), torch.tensor(self.padding, device=self.device)
+            self.padded = hiding(columns < padding[:, None], dtype=self.cache.like.dtype)
 
     def _mask(self) -> Tensor | dict[str, Tensor] | None:
         """Over the columns that each kind of layer will see; the padding is the only thing in them that is hidden."""

@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from selfdistill.models import Policy
+from selfdistill.sampling.masks import hiding
 
 ROWS = 4
 """Rows a prompt, on average, from which sharing pays."""
@@ -43,7 +44,7 @@ class Family:
         hidden = None
         if min(lengths) < max(lengths):
             padding = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
-            hidden = torch.zeros(padding.shape).masked_fill_(padding, torch.finfo(like.dtype).min)[:, None, None].to(like)
+            hidden = hiding(padding, dtype=like.dtype).to(like.device)
         table = torch.tensor([rows + rows[:1] * (widest - len(rows)) for rows in members], device=like.device)
         return cls(rows=table, place=torch.tensor([at[row] for row in range(len(prompt))], device=like.device), hidden=hidden)
 

@@ -1,21 +1,24 @@
 """Rows whose pass is recorded: all that it reads and leaves, each at its place in memory for as long as rows and storage stay as they are."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from selfdistill.heads import Head
-from selfdistill.sampling.cache import RolloutCache
+from selfdistill.sampling.cache import RolloutCache, states_behind
 from selfdistill.sampling.choosing import Choice
+from selfdistill.sampling.masks import hiding
 from selfdistill.sampling.replay import Replay
 
 
 @dataclass(kw_only=True, eq=False)
 class Standing:
-    """A token a row goes in, the next one comes out in its place, with its log-prob."""
+    """A token a row goes in, the next one comes out in its place, with its log-prob: at once by a pass that is recorded, then by `go_on`.
+
+    Raises Refused with rows and cache as they were.
+    """
 
     backbone: nn.Module
     head: Head
@@ -26,25 +29,18 @@ class Standing:
     padding: Int[Tensor, " rows"]
     place: Int[Tensor, " rows"]
     uniform: Float[Tensor, " prompts"]
-    column: Int[Tensor, " one"]
     near: float
     """How far rounding may move log-probs."""
-    numbers: Int[Tensor, " columns"]
-    """Of storage's columns."""
-    logp: Float[Tensor, " rows"]
-    replay: Replay = field(init=False)
 
-    @classmethod
-    def begin(cls, *, cache: RolloutCache, token: Tensor, position: Tensor, uniform: Tensor, **rest: Any) -> "Standing":
-        """One token more a row, by a pass that is recorded. Raises Refused with rows and cache as they were."""
-        cache.stand()
-        width, device = cache.columns[0].filled[0].shape[2], token.device
-        own = {"token": token.clone(), "position": position.clone(), "uniform": uniform.clone(), "logp": torch.zeros(len(token), device=device)}
-        columns = {"column": torch.tensor([cache.get_seq_length()], device=device), "numbers": torch.arange(width, device=device)}
-        standing = cls(cache=cache, **own, **columns, **rest)
-        standing.replay = Replay(standing._step, [standing.token, standing.logp, standing.position, standing.column], near=standing.near)
-        cache.advance()
-        return standing
+    def __post_init__(self) -> None:
+        self.cache.stand()
+        device = self.token.device
+        # places of its own, which others do not write
+        self.token, self.position, self.uniform = self.token.clone(), self.position.clone(), self.uniform.clone()
+        self.logp = torch.zeros(len(self.token), device=device)
+        self.column, self.columns = torch.tensor([self.cache.get_seq_length()], device=device), torch.arange(self.cache.like.shape[2], device=device)
+        self.replay = Replay(self._step, [self.token, self.logp, self.position, self.column], near=self.near)
+        self.cache.advance()
 
     def go_on(self, uniform: Float[Tensor, " prompts"]) -> None:
         """One token more a row."""
@@ -53,14 +49,10 @@ class Standing:
         self.cache.advance()
 
     def _step(self) -> None:
-        hidden = (self.numbers > self.column) | (self.numbers < self.padding[:, None])
-        kind = self.cache.columns[0].filled[0].dtype
-        mask = torch.zeros(hidden.shape, dtype=kind, device=hidden.device).masked_fill_(hidden, torch.finfo(kind).min)
+        hidden = (self.columns > self.column) | (self.columns < self.padding[:, None])
         with self.cache.at(self.column):
-            states = self.backbone(
-                self.token[:, None], attention_mask=mask[:, None, None], position_ids=self.position[:, None], past_key_values=self.cache, use_cache=True
-            ).last_hidden_state
-        token, logp = self.choice(self.head(states[:, -1]), self.uniform[self.place])
+            states = states_behind(self.backbone, self.cache, self.token, self.position, hiding(hidden, dtype=self.cache.like.dtype))
+        token, logp = self.choice(self.head(states), self.uniform[self.place])
         self.token.copy_(token)
         self.logp.copy_(logp)
         self.position += 1

@@ -1,13 +1,15 @@
 """Flat rows: nothing is cut, padded or mixed up, whatever the lengths, and rollouts keep together."""
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import pytest
 import torch
 from tiny_models import tiny_groups, tiny_policy
 
+from selfdistill.layouts import pass_tokens, row_groups, shared_tree
 from selfdistill.methods import hsd, opsd, purified_opsd, sdpo_trust_region
-from selfdistill.packing import pack
+from selfdistill.packing import pack, packed_order
 from selfdistill.reading import join
 from selfdistill.samples import training_samples
 from selfdistill.types import Rollout, Teaching, TrainingSample, View
@@ -73,9 +75,54 @@ def test_micro_batches_hold_each_sample_once_within_the_budget(make, budget):
     packed = sorted(tuple(b.token[b.sample == s].tolist()) for b in batches for s in range(len(b.length)))
     assert packed == sorted(tuple(s.rollout.completion_ids) for s in samples if s.distill_scale or s.reference_scale)
     for batch in batches:
-        rows = [n for packed in (batch.student, *batch.views.values()) for n in packed.lengths]
-        assert len(rows) * max(rows) <= budget
+        teachers = [n for packed in batch.views.values() for n in packed.lengths]
+        assert sum(len(rows) * max(rows) for rows in (batch.student.lengths, teachers)) <= budget, "the student's pass and its teachers', padding included"
     assert (len(batches) == 1) == (budget == 10**6)
+
+
+def shared_prompts(*, prompts: int, rollouts: int, length: int, seed: int = 0) -> list[TrainingSample]:
+    """Samples whose teacher's prompt is half as long again as the student's; both are their group's."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(0, 50, (count,), generator=draw).tolist()
+
+    samples = []
+    for _ in range(prompts):
+        own, teachers = tuple(ids(length)), tuple(ids(length + length // 2))
+        samples += [sample(rollout(ids(int(torch.randint(4, 30, (), generator=draw))), prompt=own), teachers) for _ in range(rollouts)]
+    return samples
+
+
+def test_a_prompt_that_is_read_once_counts_once():
+    samples = shared_prompts(prompts=2, rollouts=8, length=400)
+    assert len(pack(samples, 6000)) == 4, "whole rows of up to 430 and 630 tokens, 16 of each"
+    (batch,) = pack(samples, 6000, reads_once=True)
+    assert sum(batch.student.lengths) + sum(batch.views["role0"].lengths) > 2 * 6000
+    assert len(pack(samples, 4500, reads_once=True)) == 2, "the keys and values of each prompt are held for all of its rows"
+
+
+@pytest.mark.parametrize("budget", [1500, 3000, 6000])
+def test_no_pass_reads_more_than_the_budget(budget):
+    """Padding included, whatever is shared."""
+    for seed, (prompts, rollouts, length) in enumerate(product((1, 5), (1, 6), (30, 300))):
+        for batch in pack(shared_prompts(prompts=prompts, rollouts=rollouts, length=length, seed=seed), budget, reads_once=True):
+            read = 0
+            for packed in (batch.student, *batch.views.values()):
+                tree = shared_tree(packed)
+                for level in tree.levels:
+                    lengths = [tree.branches[i].length for i in level]
+                    read += sum(len(rows) * max(lengths[i] for i in rows) for rows in row_groups(lengths, each=pass_tokens(tree.tokens, torch.device("cpu"))))
+            assert read <= budget
+
+
+def test_rollouts_of_a_prompt_stay_together():
+    samples = shared_prompts(prompts=6, rollouts=4, length=200)
+    batches = pack(samples, 2000, reads_once=True)
+    of_batch = [{tuple(ids[:200]) for ids in sequences(b.student)} for b in batches]
+    assert len(batches) == 4 and sum(map(len, of_batch)) <= 6 + 3, "a prompt is read again where a micro-batch ends among its rollouts, and nowhere else"
+    held = [ids for b in batches for ids in sequences(b.student)]
+    assert held == [[*s.rollout.prompt_ids, *s.rollout.completion_ids] for s in packed_order(samples, reads_once=True)]
 
 
 def test_scales_survive_packing():

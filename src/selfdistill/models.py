@@ -60,7 +60,8 @@ class Policy(nn.Module):
             )
         if self.layout == "packed":
             return self._packed(packed)
-        tree = shared_tree(packed) if self._shares else separate(packed.lengths)
+        shares = self.reads_once or (self.shares_prefixes and not self._backbone.training)
+        tree = shared_tree(packed) if shares else separate(packed.lengths)
         return read_rows(self._backbone, self.base.config, packed, tree)
 
     def _packed(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
@@ -83,9 +84,9 @@ class Policy(nn.Module):
         return self.base.base_model
 
     @property
-    def _shares(self) -> bool:
-        """Whether keys and values may stand for what sequences begin with: transformers keeps none while it checkpoints activations."""
-        return self.shares_prefixes and not (self._backbone.training and getattr(self._backbone, "gradient_checkpointing", False))
+    def reads_once(self) -> bool:
+        """Whether learning reads once what sequences begin with: keys and values stand for it, and transformers keeps none while it checkpoints activations."""
+        return self.layout == "rows" and self.shares_prefixes and not getattr(self._backbone, "gradient_checkpointing", False)
 
     @property
     def head(self) -> Head:

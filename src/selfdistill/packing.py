@@ -6,37 +6,40 @@ Samples without any scale cost nothing: they are not packed. Samples of one roll
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import ceil
 from typing import Any
 
 import torch
 
+from selfdistill.budget import Load
 from selfdistill.types import Batch, Packed, Rollout, TrainingSample, Weights
 
 
-def pack(samples: Sequence[TrainingSample], budget: int) -> list[Batch]:
+def pack(samples: Sequence[TrainingSample], budget: int, *, reads_once: bool = False) -> list[Batch]:
     """Micro-batches of at most `budget` tokens over all views, padding to the longest included; the longest rollouts come first.
 
-    So a shortage of memory shows early. Raises ValueError where one rollout alone exceeds the budget.
+    So a shortage of memory shows early. Where what rows begin with is read once (Policy.reads_once), rollouts of a prompt follow one another, and a prompt
+    counts once, and again what its keys and values take for each of them. Raises ValueError where one rollout alone exceeds the budget.
     """
-    batches, current, rows = [], [], 0
-    for lesson in _lessons(samples):
-        if lesson.rows * lesson.longest > budget:
+    batches, current, load = [], list[_Lesson](), _Loads(reads_once)
+    for lesson in _lessons(samples, reads_once):
+        load.add(lesson)
+        if load.size > budget and current:
+            batches.append(current)
+            current, load = [], _Loads(reads_once)
+            load.add(lesson)
+        if load.size > budget:
             raise ValueError(
-                f"a rollout with its teacher prompts needs {lesson.rows * lesson.longest} tokens, above tokens_per_batch = {budget}; "
+                f"a rollout with its teacher prompts needs {ceil(load.size)} tokens, above tokens_per_batch = {budget}; "
                 f"raise tokens_per_batch or lower sampling.max_completion_length"
             )
-        longest = current[0].longest if current else lesson.longest
-        if (rows + lesson.rows) * longest > budget:
-            batches.append(current)
-            current, rows = [], 0
         current.append(lesson)
-        rows += lesson.rows
     return [_batch(lessons) for lessons in [*batches, current] if lessons]
 
 
-def packed_order(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+def packed_order(samples: Sequence[TrainingSample], *, reads_once: bool = False) -> list[TrainingSample]:
     """The samples that `pack` packs, in the order in which its micro-batches hold them."""
-    return [s for lesson in _lessons(samples) for s in lesson.samples]
+    return [s for lesson in _lessons(samples, reads_once) for s in lesson.samples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,29 +50,47 @@ class _Lesson:
     samples: tuple[TrainingSample, ...]
 
     @property
-    def sequences(self) -> list[int]:
-        """The length of every row this rollout needs, over all its views."""
-        prompts = [len(self.rollout.prompt_ids), *(len(v.prompt_ids or ()) for s in self.samples for v in s.views.values())]
-        # KL to the initial weights reads the student's row a second time, but not in the same pass
-        return [n + len(self.rollout.completion_ids) for n in prompts]
-
-    @property
-    def rows(self) -> int:
-        return len(self.sequences)
+    def teacher_prompts(self) -> list[Sequence[int]]:
+        """Of all its views. KL to the initial weights reads the student's row a second time, but not in the same pass."""
+        return [v.prompt_ids or () for s in self.samples for v in s.views.values()]
 
     @property
     def longest(self) -> int:
-        return max(self.sequences)
+        """Tokens of its longest row."""
+        return max(map(len, [self.rollout.prompt_ids, *self.teacher_prompts])) + len(self.rollout.completion_ids)
 
 
-def _lessons(samples: Sequence[TrainingSample]) -> list[_Lesson]:
-    """Longest first."""
+class _Loads:
+    """What the student's pass takes and what those of its teachers take."""
+
+    def __init__(self, reads_once: bool) -> None:
+        self.student, self.teachers = Load(reads_once=reads_once), Load(reads_once=reads_once)
+
+    def add(self, lesson: _Lesson) -> None:
+        completion = lesson.rollout.completion_ids
+        self.student.add(lesson.rollout.prompt_ids, completion)
+        for prompt in lesson.teacher_prompts:
+            self.teachers.add(prompt, completion)
+
+    @property
+    def size(self) -> float:
+        return self.student.size + self.teachers.size
+
+
+def _lessons(samples: Sequence[TrainingSample], by_prompt: bool) -> list[_Lesson]:
+    """Longest first; by prompt, those of one behind the longest of them."""
     by_rollout: dict[int, list[TrainingSample]] = {}
     for sample in samples:
         if sample.distill_scale or sample.policy_scale or sample.label_scale or sample.reference_scale:
             by_rollout.setdefault(id(sample.rollout), []).append(sample)
     lessons = [_Lesson(rollout=group[0].rollout, samples=tuple(group)) for group in by_rollout.values()]
-    return sorted(lessons, key=lambda lesson: lesson.longest, reverse=True)
+    lessons.sort(key=lambda lesson: lesson.longest, reverse=True)
+    if not by_prompt:
+        return lessons
+    families: dict[tuple[int, ...], list[_Lesson]] = {}
+    for lesson in lessons:
+        families.setdefault(tuple(lesson.rollout.prompt_ids), []).append(lesson)
+    return list(chain.from_iterable(families.values()))
 
 
 def _batch(lessons: Sequence[_Lesson]) -> Batch:

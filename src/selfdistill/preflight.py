@@ -91,7 +91,8 @@ def prove_alignment(*trainers: Trainer) -> list[dict[str, float]]:
     found = []
     for trainer, groups in zip(trainers, first_rollouts(*trainers, problems=2, n=n), strict=True):
         found.append(check_alignment(trainer.policy, trainer.method, groups))
-        pack(training_samples(groups, trainer.method, encode=trainer.policy.chat.encode), trainer.settings.tokens_per_batch)
+        samples = training_samples(groups, trainer.method, encode=trainer.policy.chat.encode)
+        pack(samples, trainer.settings.tokens_per_batch, reads_once=trainer.policy.reads_once)
     restore_random_state(state)
     return found
 

@@ -94,13 +94,13 @@ def read_taught(
     """
     samples = [s for s in training_samples(groups, method, encode=policy.chat.encode) if s.views]
     with evaluating(policy):
-        batches, found = list(pack(samples, budget)), list[list[torch.Tensor]]()
+        batches, found = pack(samples, budget, reads_once=policy.reads_once), list[list[torch.Tensor]]()
         for batch in batches:
             signals = read(policy, readers, method, batch.to(policy.device))
             found.append([getattr(signals, name).cpu() for name in names])
             if on_progress:
                 on_progress(len(found), len(batches))
-    ordered = packed_order(samples)
+    ordered = packed_order(samples, reads_once=policy.reads_once)
     sizes = [len(s.rollout.positions) for s in ordered]
     columns = [torch.cat(parts).split(sizes) for parts in zip(*found, strict=True)]
     by_rollout: dict[int, list[Taught]] = {}

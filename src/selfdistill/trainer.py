@@ -105,7 +105,8 @@ class Trainer:
             parts = [training_samples(groups[i::n], self.method, encode=self.policy.chat.encode) for i in range(n)]
             samples = [sample for part in parts for sample in part]
         with clock("pack"):
-            batches = [[b.to(self.policy.device) for b in pack(part, self.settings.tokens_per_batch)] for part in parts]
+            once, budget = self.policy.reads_once, self.settings.tokens_per_batch
+            batches = [[b.to(self.policy.device) for b in pack(part, budget, reads_once=once)] for part in parts]
         if not any(batches):
             log.warning("step %d: no rollout has anything to learn from (no teacher and no advantage); weights stay as they are", self.steps_done + 1)
         lr = float(self.schedule.get_last_lr()[0])

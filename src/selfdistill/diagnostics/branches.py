@@ -75,12 +75,13 @@ def _best(parts: Assembled, groups: Sequence[Group], budget: int) -> dict[int, t
         return torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops])
 
     found: list[tuple[Tensor, Tensor]] = []
-    for batch in pack(samples, budget):
+    for batch in pack(samples, budget, reads_once=parts.policy.reads_once):
         with parts.trainer.readers[batch.weights["teacher"]].reading() as teacher:
             found.append(teacher(likeliest, batch.to(parts.policy.device).views["teacher"]))
-    sizes = [len(s.rollout.positions) for s in packed_order(samples)]
+    ordered = packed_order(samples, reads_once=parts.policy.reads_once)
+    sizes = [len(s.rollout.positions) for s in ordered]
     columns = [torch.cat(column).cpu().split(sizes) for column in zip(*found, strict=True)]
-    return {id(s.rollout): (values, ids) for s, values, ids in zip(packed_order(samples), *columns, strict=True)}
+    return {id(s.rollout): (values, ids) for s, values, ids in zip(ordered, *columns, strict=True)}
 
 
 def _places(reading: TokenReading, values: Float[Tensor, "tokens best"], ids: Int[Tensor, "tokens best"], *, silent: frozenset[int]) -> list[_Place]:

@@ -98,7 +98,7 @@ def read_step(trainer: Trainer, groups: Sequence[Sequence[Row]]) -> list[list[li
     # a sample that no term of the loss uses is read all the same: a scale gets it packed, and no value depends on it
     samples = [replace(s, label_scale=s.label_scale or 1.0) for s in samples]
     by_rollout: dict[int, list[Read]] = {}
-    for sample, found in zip(packed_order(samples), _signals(trainer, method, samples), strict=True):
+    for sample, found in zip(packed_order(samples, reads_once=trainer.policy.reads_once), _signals(trainer, method, samples), strict=True):
         by_rollout.setdefault(id(sample.rollout), []).append(found)
     return [[by_rollout.get(id(r), []) for r in g.rollouts] for g in rebuilt]
 
@@ -143,13 +143,13 @@ def _view(view: Mapping[str, Any], row: Row) -> View:
 @torch.no_grad()
 def _signals(trainer: Trainer, method: Method, samples: Sequence[TrainingSample]) -> list[Read]:
     """In the order of `packed_order`."""
-    found = []
+    found, once = [], trainer.policy.reads_once
     with evaluating(trainer.policy):
-        for batch in pack(samples, trainer.settings.tokens_per_batch):
+        for batch in pack(samples, trainer.settings.tokens_per_batch, reads_once=once):
             signals = read(trainer.policy, trainer.readers, method, batch.to(trainer.policy.device))
             found += _split(signals, _values(method, signals))
     weighs = method.policy_coef and method.credit.reads_advantage
-    ordered = packed_order(samples)
+    ordered = packed_order(samples, reads_once=once)
     return [replace(r, advantage=s.advantage if weighs else None, views=_shown(s)) for r, s in zip(found, ordered, strict=True)]
 
 

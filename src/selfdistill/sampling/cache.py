@@ -85,14 +85,14 @@ class Columns(CacheLayerMixin):
     def share(self, family: Family) -> None:
         """The prompts, read before, stay as they are; columns begin behind them."""
         keys, values = self.filled
-        self.prompts = Prompts(keys=keys, values=values, family=family)
+        self.prompts = Prompts.of(keys, values, family)
         self.keys, self.values = (_with_room(x.new_empty(len(family.place), x.shape[1], 0, x.shape[3])) for x in (keys, values))
         self.first = self.end = 0
 
     def unshare(self) -> None:
         """As before `share`."""
         assert self.prompts is not None, "nothing is shared"
-        self.keys, self.values, self.prompts = self.prompts.keys, self.prompts.values, None
+        self.keys, self.values, self.prompts = self.prompts.keys.transpose(-1, -2), self.prompts.values, None
         self.first, self.end = 0, self.keys.shape[2]
 
     def spread(self, rows: Int[Tensor, " rows"], columns: Int[Tensor, "rows width"]) -> None:

@@ -30,6 +30,8 @@ class Family:
 
     rows: Int[Tensor, "prompts widest"]
     place: Int[Tensor, " rows"]
+    in_order: bool
+    """Whether the rows already stand as in the table, line by line."""
     hidden: Float[Tensor, "prompts 1 1 width"] | None
     """Added to the scores of a prompt's columns, the lowest number where they are padding."""
 
@@ -46,31 +48,39 @@ class Family:
             padding = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
             hidden = hiding(padding, dtype=like.dtype).to(like.device)
         table = torch.tensor([rows + rows[:1] * (widest - len(rows)) for rows in members], device=like.device)
-        return cls(rows=table, place=torch.tensor([at[row] for row in range(len(prompt))], device=like.device), hidden=hidden)
+        places = [at[row] for row in range(len(prompt))]
+        in_order = places == list(range(len(lengths) * widest))
+        return cls(rows=table, place=torch.tensor(places, device=like.device), in_order=in_order, hidden=hidden)
 
     def gather(self, x: Float[Tensor, "rows heads queries width"]) -> Float[Tensor, "prompts heads all width"]:
         """What the rows of a prompt have, one behind the other."""
-        prompts, widest = self.rows.shape
-        return x[self.rows].transpose(1, 2).reshape(prompts, x.shape[1], widest * x.shape[2], x.shape[3])
+        lines = x.unflatten(0, tuple(self.rows.shape)) if self.in_order else x[self.rows]
+        return lines.transpose(1, 2).flatten(2, 3)
 
     def spread(self, x: Float[Tensor, "prompts heads all width"], queries: int) -> Float[Tensor, "rows heads queries width"]:
         """The reverse of `gather`."""
-        return x.unflatten(2, (-1, queries)).transpose(1, 2).flatten(0, 1)[self.place]
+        lines = x.unflatten(2, (-1, queries)).transpose(1, 2).flatten(0, 1)
+        return lines if self.in_order else lines[self.place]
 
 
 @dataclass(kw_only=True)
 class Prompts:
-    """One layer's keys and values of prompts, right-padded."""
+    """One layer's keys and values of prompts, right-padded; the keys turned round, as each pass multiplies them."""
 
-    keys: Float[Tensor, "prompts heads width dim"]
+    keys: Float[Tensor, "prompts heads dim width"]
     values: Float[Tensor, "prompts heads width dim"]
     family: Family
     read: bool = False
     """Whether attention has asked for them."""
 
+    @classmethod
+    def of(cls, keys: Float[Tensor, "prompts heads width dim"], values: Float[Tensor, "prompts heads width dim"], family: Family) -> "Prompts":
+        """As a layer gave them."""
+        return cls(keys=keys.transpose(-1, -2).contiguous(), values=values.contiguous(), family=family)
+
     def keep(self, prompts: Int[Tensor, " prompts"], width: int, family: Family) -> "Prompts":
         """Only these prompts, and of their columns so many."""
-        keys, values = (x[:, :, :width].index_select(0, prompts) for x in (self.keys, self.values))
+        keys, values = self.keys[..., :width].index_select(0, prompts), self.values[:, :, :width].index_select(0, prompts)
         return replace(self, keys=keys, values=values, family=family)
 
     def attend(
@@ -81,7 +91,7 @@ class Prompts:
         rows, heads, own, dim = keys.shape
         # the query heads that read one head's keys are so many queries
         q = (query * scale).reshape(rows, heads, -1, dim)
-        before = self.family.gather(q) @ self.keys.transpose(-1, -2)
+        before = self.family.gather(q) @ self.keys
         before = before if self.family.hidden is None else before + self.family.hidden
         scores = torch.cat([self.family.spread(before, q.shape[2]), q @ keys.transpose(-1, -2)], dim=-1)
         of_prompt, of_own = scores.softmax(-1).split([scores.shape[-1] - own, own], dim=-1)

@@ -41,6 +41,7 @@ everything() {
     run rollouts 0 --models tiny --repeats 1
     run growth 0 --axes tokens group
     run methods 0 --repeats 1 --methods opsd hsd
+    run compiled 0 --repeats 1
   else
     run parity 50 --device cuda --hidden 1024 --layers 8 --vocab 49152 --rollouts 32 --longest 512
     timeout 60 "$python" -m pytest -q tests/kernels/triton_parity.py -k end_to_end || failed+=(triton_parity)
@@ -50,6 +51,7 @@ everything() {
     run rollouts 100 --device cuda --dtype bfloat16 --models qwen3-0.6b tiny --repeats 1
     run growth 40 --device cuda
     run methods 30 --repeats 3 --methods opsd hsd sdpo sgsd
+    run compiled 60 --device cuda --dtype bfloat16 --models qwen3-0.6b --repeats 3
     # last: they take what is left
     run step 150 --device cuda --dtype bfloat16 --models qwen3-1.7b --sides ours dynamic --repeats 1
     run step 150 --method sdft --device cuda --dtype bfloat16 --models qwen3-0.6b --sides ours dynamic --repeats 1

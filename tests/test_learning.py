@@ -15,6 +15,7 @@ from stepping import Spoken
 from tiny_models import TEMPLATES, WORDS, tiny_policy
 
 from selfdistill.api import assemble
+from selfdistill.chat import Chat
 from selfdistill.config import make_settings
 from selfdistill.critics import TaskChecker
 from selfdistill.divergences import ForwardKL
@@ -97,27 +98,42 @@ def example(policy: Policy, generator: torch.Generator, *, knows: float, in_turn
     text = TEMPLATES[kind].format(problem=question, **fields)
     share, right = (knows, TABLE[question]) if kind == "student" else (0.0 if kind == "reference" else 0.95, shown)
     said = right if draw(generator, share) else pick(ANSWERS)
-    before = HISTORY if in_turns and kind == "student" else ()
-    if before and draw(generator, 0.5):
-        return policy.chat.encode(before[:1]), policy.chat.completion(before[1]["content"])
-    return policy.chat.encode((*before, {"role": "user", "content": text})), policy.chat.completion(f"{PREAMBLE} {said}")
+    if in_turns and kind == "student" and draw(generator, 0.5):
+        return encoded(policy.chat, GREETING), completed(policy.chat, PREAMBLE)
+    before = (GREETING, PREAMBLE) if in_turns and kind == "student" else ()
+    return encoded(policy.chat, *before, text), completed(policy.chat, f"{PREAMBLE} {said}")
+
+
+@cache
+def encoded(chat: Chat, *turns: str) -> list[int]:
+    """The prompt of a chat that the user begins; the mixture has few, so each is rendered once."""
+    return chat.encode([{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)])
+
+
+@cache
+def completed(chat: Chat, text: str) -> list[int]:
+    return chat.completion(text)
 
 
 def fit(policy: Policy, *, knows: float, steps: int, in_turns: bool = False) -> Policy:
     """Cross-entropy on completions of the mixture, rows padded on the right."""
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, weight_decay=0.0)
+    # transformers' own layers: in ours these tests check every shape, which takes longer than such small products
+    model = type(policy.base)._from_config(policy.base.config)
+    model.load_state_dict(policy.base.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=steps)
     for _ in range(steps):
         rows = [example(policy, generator, knows=knows, in_turns=in_turns) for _ in range(64)]
         width = max(len(p) + len(c) for p, c in rows)
         ids = torch.tensor([p + c + [0] * (width - len(p) - len(c)) for p, c in rows])
         labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows])
-        loss = policy.model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+    policy.base.load_state_dict(model.state_dict())
     return policy
 
 

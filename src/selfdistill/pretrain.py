@@ -47,10 +47,11 @@ class PretrainSettings(BaseModel):
     weight_decay: float = 0.01
     phases: tuple[Phase, ...]
     card_problems: int = 200
+    """Test problems that the card is measured on; 0: it has no card."""
 
 
 def pretrain(settings: PretrainSettings) -> Path:
-    """Trains, saves and measures the base. Returns its folder. Raises ValueError where it cannot be written."""
+    """Trains and saves the base, and measures it for its card. Returns its folder. Raises ValueError where it cannot be written."""
     require_writable(Path(settings.output_dir))
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
@@ -65,7 +66,8 @@ def pretrain(settings: PretrainSettings) -> Path:
     folder = Path(settings.output_dir)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_card(folder, task, settings.model_dump(), problems=settings.card_problems, seconds=time.perf_counter() - start)
+    if settings.card_problems:
+        write_card(folder, task, settings.model_dump(), problems=settings.card_problems, seconds=time.perf_counter() - start)
     return folder
 
 

@@ -251,6 +251,7 @@ def test_windows_carry_the_steps_temperature_and_are_sampled_at_their_own():
     scene = Scene(topd(teacher=Frozen(), window=K, share=0.2, control_share=0.2))
     for rollout, _ in scene.rollouts():
         rollout.temperature = 0.7
+    torch.manual_seed(0)
     prepared(scene.method, scene.groups, scene.policy, readers=scene.readers)
     assert {w.temperature for w in windows(scene)} == {0.7} and len(scene.batches()) == 1
     for window in windows(scene):

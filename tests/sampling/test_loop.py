@@ -80,7 +80,10 @@ def sharing_of(monkeypatch) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize("prompts", [GROUPS, [[9, 10, 11]] * 12], ids=["ragged", "one"])
+EVEN = [[9, 10, 11]] * 6 + [[5, 6, 7, 8]] * 6
+
+
+@pytest.mark.parametrize("prompts", [GROUPS, [[9, 10, 11]] * 12, EVEN, EVEN[::6] * 6], ids=["ragged", "one", "in order", "in turns"])
 @pytest.mark.parametrize("family", FULL)
 def test_rows_read_the_prompt_they_share_as_if_it_were_their_own(family, prompts, monkeypatch):
     policy, rows = policy_of(family), sharing_of(monkeypatch)

@@ -51,10 +51,10 @@ everything() {
     run rollouts 100 --device cuda --dtype bfloat16 --models qwen3-0.6b tiny --repeats 1
     run growth 40 --device cuda
     run methods 30 --repeats 3 --methods opsd hsd sdpo sgsd
-    run compiled 60 --device cuda --dtype bfloat16 --models qwen3-0.6b --repeats 3
     # last: they take what is left
     run step 150 --device cuda --dtype bfloat16 --models qwen3-1.7b --sides ours dynamic --repeats 1
     run step 150 --method sdft --device cuda --dtype bfloat16 --models qwen3-0.6b --sides ours dynamic --repeats 1
+    run compiled 60 --device cuda --dtype bfloat16 --models qwen3-0.6b --repeats 3
   fi
   echo "== $SECONDS s in all; not measured to the end: ${failed[*]:-none}"
   [ ${#failed[@]} -eq 0 ]

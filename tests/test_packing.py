@@ -7,12 +7,13 @@ import pytest
 import torch
 from tiny_models import tiny_groups, tiny_policy
 
-from selfdistill.layouts import pass_tokens, row_groups, shared_tree
+from selfdistill import layouts
 from selfdistill.methods import hsd, opsd, purified_opsd, sdpo_trust_region
-from selfdistill.packing import pack, packed_order
-from selfdistill.reading import join
+from selfdistill.models import Policy
+from selfdistill.packing import cut, pack, packed_order
+from selfdistill.reading import join, room_for, start_readers
 from selfdistill.samples import training_samples
-from selfdistill.types import Rollout, Teaching, TrainingSample, View
+from selfdistill.types import Packed, Rollout, Teaching, TrainingSample, View
 
 
 def rollout(ids: list[int], *, prompt: tuple[int, ...] = (90,), **given) -> Rollout:
@@ -80,8 +81,8 @@ def test_micro_batches_hold_each_sample_once_within_the_budget(make, budget):
     assert (len(batches) == 1) == (budget == 10**6)
 
 
-def shared_prompts(*, prompts: int, rollouts: int, length: int, seed: int = 0) -> list[TrainingSample]:
-    """Samples whose teacher's prompt is half as long again as the student's; both are their group's."""
+def shared_prompts(*, prompts: int, rollouts: int, length: int, seed: int = 0, weights: tuple[str, ...] = ("teacher",)) -> list[TrainingSample]:
+    """Samples whose teachers' prompt is half as long again as the student's; all are their group's."""
     draw = torch.Generator().manual_seed(seed)
 
     def ids(count: int) -> list[int]:
@@ -90,39 +91,70 @@ def shared_prompts(*, prompts: int, rollouts: int, length: int, seed: int = 0) -
     samples = []
     for _ in range(prompts):
         own, teachers = tuple(ids(length)), tuple(ids(length + length // 2))
-        samples += [sample(rollout(ids(int(torch.randint(4, 30, (), generator=draw))), prompt=own), teachers) for _ in range(rollouts)]
-    return samples
+        samples += [sample(rollout(ids(int(torch.randint(4, 30, (), generator=draw))), prompt=own), *[teachers] * len(weights)) for _ in range(rollouts)]
+    return [replace(s, views={role: replace(v, weights=w) for (role, v), w in zip(s.views.items(), weights, strict=True)}) for s in samples]
+
+
+def read_tokens(packed: Packed, policy: Policy) -> int:
+    """What the model is given, padding included."""
+    given: list[int] = []
+    handle = policy.base.base_model.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].numel()))
+    policy.hidden(packed)
+    handle.remove()
+    return sum(given)
 
 
 def test_a_prompt_that_is_read_once_counts_once():
-    samples = shared_prompts(prompts=2, rollouts=8, length=400)
-    assert len(pack(samples, 6000)) == 4, "whole rows of up to 430 and 630 tokens, 16 of each"
-    (batch,) = pack(samples, 6000, reads_once=True)
-    assert sum(batch.student.lengths) + sum(batch.views["role0"].lengths) > 2 * 6000
-    assert len(pack(samples, 4500, reads_once=True)) == 2, "the keys and values of each prompt are held for all of its rows"
+    samples, policy = shared_prompts(prompts=2, rollouts=8, length=140), tiny_policy().train()
+    room = room_for(policy, start_readers(opsd(), policy))
+    assert len(cut(samples, 4500)) == 2, "whole rows of up to 170 and 240 tokens, 16 of each"
+    (batch,) = pack(samples, 4500, room)
+    assert sum(batch.student.lengths) + sum(batch.views["role0"].lengths) > 6000
+    assert read_tokens(batch.student, policy) + read_tokens(batch.views["role0"], policy) < 2000
+    assert len(cut(samples, 2500, room)) == 2, "the keys and values of each prompt are held for all of its rows"
 
 
-@pytest.mark.parametrize("budget", [1500, 3000, 6000])
-def test_no_pass_reads_more_than_the_budget(budget):
-    """Padding included, whatever is shared."""
-    for seed, (prompts, rollouts, length) in enumerate(product((1, 5), (1, 6), (30, 300))):
-        for batch in pack(shared_prompts(prompts=prompts, rollouts=rollouts, length=length, seed=seed), budget, reads_once=True):
-            read = 0
-            for packed in (batch.student, *batch.views.values()):
-                tree = shared_tree(packed)
-                for level in tree.levels:
-                    lengths = [tree.branches[i].length for i in level]
-                    read += sum(len(rows) * max(lengths[i] for i in rows) for rows in row_groups(lengths, each=pass_tokens(tree.tokens, torch.device("cpu"))))
-            assert read <= budget
+@pytest.mark.parametrize("overhead", [{}, {"cpu": 700}], ids=["cheap passes", "launched passes"])
+@pytest.mark.parametrize("weights", [("teacher", "teacher"), ("teacher", "student")])
+def test_no_pass_reads_more_than_the_budget(overhead, weights, monkeypatch):
+    """Padding included, whatever is shared, and however teachers are read: those of one weights together."""
+    for device, tokens in overhead.items():
+        monkeypatch.setitem(layouts.PASS_TOKENS, device, tokens)
+    policy = tiny_policy().train()
+    readers = start_readers(opsd(), policy)
+    for seed, (prompts, rollouts, length) in enumerate(product((1, 5), (2, 6), (7, 30, 140))):
+        samples = shared_prompts(prompts=prompts, rollouts=rollouts, length=length, seed=seed, weights=weights)
+        for batch in pack(samples, 1500, room_for(policy, readers)):
+            views = [[batch.views[role] for role in batch.views if batch.weights[role] == w] for w in set(weights)]
+            assert sum(read_tokens(packed, policy) for packed in (batch.student, *map(join, views))) <= 1500
 
 
-def test_rollouts_of_a_prompt_stay_together():
-    samples = shared_prompts(prompts=6, rollouts=4, length=200)
-    batches = pack(samples, 2000, reads_once=True)
-    of_batch = [{tuple(ids[:200]) for ids in sequences(b.student)} for b in batches]
-    assert len(batches) == 4 and sum(map(len, of_batch)) <= 6 + 3, "a prompt is read again where a micro-batch ends among its rollouts, and nowhere else"
-    held = [ids for b in batches for ids in sequences(b.student)]
-    assert held == [[*s.rollout.prompt_ids, *s.rollout.completion_ids] for s in packed_order(samples, reads_once=True)]
+def test_a_teacher_that_reads_whole_sequences_is_counted_so():
+    samples, policy = shared_prompts(prompts=1, rollouts=8, length=140), tiny_policy().train()
+    readers = start_readers(opsd(), policy)
+    assert len(cut(samples, 2000, room_for(policy, readers))) == 1
+    readers["teacher"].teacher.shares_prefixes = False
+    assert len(cut(samples, 2000, room_for(policy, readers))) == 2
+    (batch,) = pack(samples, 2700, room_for(policy, readers))
+    assert 2000 < read_tokens(batch.student, policy) + read_tokens(batch.views["role0"], readers["teacher"].teacher) <= 2700
+
+
+def test_rollouts_of_a_prompt_stay_together_where_that_spares_their_prompt():
+    policy = tiny_policy()
+    room, long = room_for(policy, {}), shared_prompts(prompts=6, rollouts=4, length=200)
+    of_batch = [{tuple(s.rollout.prompt_ids) for s in part} for part in cut(long, 2000, room)]
+    assert len(of_batch) > 3 and sum(map(len, of_batch)) <= 6 + len(of_batch) - 1, "read again only where a micro-batch ends among a prompt's rollouts"
+    short = shared_prompts(prompts=6, rollouts=4, length=4)
+    assert [s for part in cut(short, 200, room) for s in part] == packed_order(short), "longest first"
+
+
+def test_ragged_rollouts_fill_micro_batches():
+    """Rows are padded to those of like length that they are read with, and so they are counted."""
+    draw, policy = torch.Generator().manual_seed(0), tiny_policy()
+    lengths = torch.rand(64, generator=draw).mul(3.2).add(3).exp().int().tolist()
+    samples = [sample(rollout([1 + i % 40] * n, prompt=(i % 30, 5, i)), (6, i)) for i, n in enumerate(lengths)]
+    parts = cut(samples, 2000, room_for(policy, {}))
+    assert sum(2 * n + 5 for n in lengths) / 2000 > 0.75 * len(parts)
 
 
 def test_scales_survive_packing():

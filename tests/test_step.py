@@ -201,6 +201,17 @@ def trainer_of(policy, settings):
     )
 
 
+def test_training_packs_by_what_it_reads():
+    """Eight rollouts of a long prompt in a micro-batch that whole rows would not fit."""
+    policy, passes = tiny_policy(), []
+    groups = tiny_groups(policy, problems=1, n=8)
+    for rollout in groups[0].rollouts:
+        rollout.prompt_ids = [5 + i % 40 for i in range(200)]
+    policy.base.base_model.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].shape))
+    trainer_of(policy, {"tokens_per_batch": 1000}).learn(groups)
+    assert [shape for shape in passes if shape[1] >= 200] == [(1, 200)], "the prompt is read once"
+
+
 RATE = 0.5
 STEEP = {"optimizer": {"name": "torch.optim:SGD", "lr": RATE, "max_grad_norm": 0}}
 

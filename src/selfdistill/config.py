@@ -192,7 +192,7 @@ class Settings(Section):
     mini_batches: int = Field(default=1, ge=1)
     """Parts of a step's problems, an optimizer step each; all but the first clip against the weights that the step began with."""
     tokens_per_batch: int = Field(default=16384, ge=1)
-    """Tokens that a micro-batch reads over all views, padding included: the memory knob. What prompts have in common is read once where it pays."""
+    """Tokens that a micro-batch reads over all views, padding included: the memory knob. What prompts have in common counts once where it is read once."""
     seed: int = 0
     """Of sampling, the order of problems and everything else that is random."""
     output_dir: str = Field(default="runs/run", min_length=1)

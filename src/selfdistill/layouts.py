@@ -20,6 +20,11 @@ PASS_SHARE = 0.01
 """What one more pass through the model is held to cost: as much as so many tokens, on an accelerator that of its launches; or this share of what is read."""
 SAVED_SHARE = 0.2
 """What sequences begin with in common is read once where that saves at least this share of all tokens."""
+GONE_ON_FROM = 0.3
+"""What a token that is read once takes again for every row behind it: its keys and values stand beside the row's own until backward.
+
+A share of what a token itself keeps: 0.07 to 0.3 by the model's heads.
+"""
 
 
 def pass_tokens(tokens: int, device: torch.device) -> float:
@@ -53,14 +58,36 @@ def plain_cache(config: PreTrainedConfig) -> bool:
 
 def tree_of(packed: Packed, *, level: float) -> Tree:
     """Sequences by what they begin with in common, on levels that save so many tokens each."""
-    return prefix_tree(np.split(packed.host_ids.numpy(), list(accumulate(packed.lengths))[:-1]), level=level)
+    return prefix_tree(sequences_of(packed), level=level)
+
+
+def sequences_of(packed: Packed) -> list[np.ndarray]:
+    """The ids of each."""
+    return np.split(packed.host_ids.numpy(), list(accumulate(packed.lengths))[:-1])
 
 
 def shared_tree(packed: Packed) -> Tree:
+    """The tree by which sequences are read."""
+    return saving_tree(sequences_of(packed), packed.input_ids.device)
+
+
+def saving_tree(sequences: Sequence[Int[np.ndarray, " _"]], device: torch.device) -> Tree:
     """Sequences by what they begin with in common, where reading that once saves enough; else each for itself."""
-    tokens = sum(packed.lengths)
-    tree = tree_of(packed, level=pass_tokens(tokens, packed.input_ids.device))
-    return tree if tokens - tree.tokens >= SAVED_SHARE * tokens else separate(packed.lengths)
+    lengths = [len(ids) for ids in sequences]
+    tree = prefix_tree(sequences, level=pass_tokens(sum(lengths), device))
+    return tree if sum(lengths) - tree.tokens >= SAVED_SHARE * sum(lengths) else separate(lengths)
+
+
+def room_of(tree: Tree, device: torch.device) -> float:
+    """Tokens that reading a tree takes: those of its passes, padding included, and what stands before each row, as far as that is held again."""
+    each, before, total = pass_tokens(tree.tokens, device), list[int](), 0.0
+    for branch in tree.branches:
+        before.append(0 if branch.parent is None else before[branch.parent] + tree.branches[branch.parent].length)
+    for level in tree.levels:
+        for rows in row_groups([tree.branches[i].length for i in level], each=each):
+            width, stem = max(tree.branches[level[row]].length for row in rows), max(before[level[row]] for row in rows)
+            total += len(rows) * (width + GONE_ON_FROM * stem)
+    return total
 
 
 def read_rows(backbone: nn.Module, config: PreTrainedConfig, packed: Packed, tree: Tree) -> Float[Tensor, "predicted hidden"]:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, TypeVar, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selfdistill.chat import Chat
 from selfdistill.heads import Head
 from selfdistill.kernels.layers import quicken
-from selfdistill.layouts import plain_cache, read_rows, shared_tree, tree_of
+from selfdistill.layouts import plain_cache, read_rows, room_of, saving_tree, shared_tree, tree_of
 from selfdistill.prefixes import Tree, separate
 from selfdistill.teachers import evaluating
 from selfdistill.types import Packed
@@ -60,9 +61,16 @@ class Policy(nn.Module):
             )
         if self.layout == "packed":
             return self._packed(packed)
-        shares = self.reads_once or (self.shares_prefixes and not self._backbone.training)
+        shares = self._reads_once or (self.shares_prefixes and not self._backbone.training)
         tree = shared_tree(packed) if shares else separate(packed.lengths)
         return read_rows(self._backbone, self.base.config, packed, tree)
+
+    def room(self, sequences: Sequence[Int[np.ndarray, " _"]], device: torch.device) -> float:
+        """How many tokens of `tokens_per_batch` one pass over sequences takes while learning, padding included."""
+        lengths = [len(ids) for ids in sequences]
+        if self.layout == "packed":
+            return sum(lengths)
+        return room_of(saving_tree(sequences, device) if self._reads_once else separate(lengths), device)
 
     def _packed(self, packed: Packed) -> Float[Tensor, "predicted hidden"]:
         states = self._backbone(packed.input_ids[None], position_ids=packed.positions[None], use_cache=False).last_hidden_state
@@ -84,7 +92,7 @@ class Policy(nn.Module):
         return self.base.base_model
 
     @property
-    def reads_once(self) -> bool:
+    def _reads_once(self) -> bool:
         """Whether learning reads once what sequences begin with: keys and values stand for it, and transformers keeps none while it checkpoints activations."""
         return self.layout == "rows" and self.shares_prefixes and not getattr(self._backbone, "gradient_checkpointing", False)
 

@@ -3,43 +3,50 @@
 Samples without any scale cost nothing: they are not packed. Samples of one rollout stay together and share its student row.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 
-from selfdistill.budget import Load
+from selfdistill.layouts import SAVED_SHARE
 from selfdistill.types import Batch, Packed, Rollout, TrainingSample, Weights
 
+Room = Callable[[Weights | None, Sequence[np.ndarray]], float]
+"""Tokens that a pass of some weights over sequences takes; None: the student's own pass."""
 
-def pack(samples: Sequence[TrainingSample], budget: int, *, reads_once: bool = False) -> list[Batch]:
-    """Micro-batches of at most `budget` tokens over all views, padding to the longest included; the longest rollouts come first.
 
-    So a shortage of memory shows early. Where what rows begin with is read once (Policy.reads_once), rollouts of a prompt follow one another, and a prompt
-    counts once, and again what its keys and values take for each of them. Raises ValueError where one rollout alone exceeds the budget.
+def whole_rows(weights: Weights | None, sequences: Sequence[np.ndarray]) -> float:
+    """Each sequence read for itself, padded to the longest."""
+    return len(sequences) * max(map(len, sequences), default=0)
+
+
+def pack(samples: Sequence[TrainingSample], budget: int, room: Room = whole_rows) -> list[Batch]:
+    """The micro-batches of `cut`."""
+    return [batch_of(part) for part in cut(samples, budget, room)]
+
+
+def cut(samples: Sequence[TrainingSample], budget: int, room: Room = whole_rows) -> list[list[TrainingSample]]:
+    """The samples of each micro-batch, in their order: as many as take at most `budget` tokens over all passes.
+
+    The longest rollouts come first, so that a shortage of memory shows early; where what rollouts of a prompt begin with is read once, those of its prompt
+    with each. Raises ValueError where one rollout alone exceeds the budget.
     """
-    batches, current, load = [], list[_Lesson](), _Loads(reads_once)
-    for lesson in _lessons(samples, reads_once):
-        load.add(lesson)
-        if load.size > budget and current:
-            batches.append(current)
-            current, load = [], _Loads(reads_once)
-            load.add(lesson)
-        if load.size > budget:
-            raise ValueError(
-                f"a rollout with its teacher prompts needs {ceil(load.size)} tokens, above tokens_per_batch = {budget}; "
-                f"raise tokens_per_batch or lower sampling.max_completion_length"
-            )
-        current.append(lesson)
-    return [_batch(lessons) for lessons in [*batches, current] if lessons]
+    lessons, parts, size = _ordered(_lessons(samples), budget, room), list[list[TrainingSample]](), 1
+    while lessons:
+        size = _fitting(lessons, budget, room, guess=size)
+        parts.append([s for lesson in lessons[:size] for s in lesson.samples])
+        lessons = lessons[size:]
+    return parts
 
 
-def packed_order(samples: Sequence[TrainingSample], *, reads_once: bool = False) -> list[TrainingSample]:
-    """The samples that `pack` packs, in the order in which its micro-batches hold them."""
-    return [s for lesson in _lessons(samples, reads_once) for s in lesson.samples]
+def packed_order(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    """The samples that cost anything, those of the longest rollouts first."""
+    return [s for lesson in _lessons(samples) for s in lesson.samples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,43 +56,36 @@ class _Lesson:
     rollout: Rollout
     samples: tuple[TrainingSample, ...]
 
-    @property
-    def teacher_prompts(self) -> list[Sequence[int]]:
-        """Of all its views. KL to the initial weights reads the student's row a second time, but not in the same pass."""
-        return [v.prompt_ids or () for s in self.samples for v in s.views.values()]
+    @cached_property
+    def sequences(self) -> list[tuple[Weights | None, np.ndarray]]:
+        """Every row this rollout needs, over all its views, by the weights that read it."""
+        # KL to the initial weights reads the student's row a second time, but not in the same pass
+        views = [(v.weights, v.prompt_ids or ()) for s in self.samples for v in s.views.values()]
+        completion = list(self.rollout.completion_ids)
+        return [(weights, np.array([*prompt, *completion])) for weights, prompt in [(None, self.rollout.prompt_ids), *views]]
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest row."""
-        return max(map(len, [self.rollout.prompt_ids, *self.teacher_prompts])) + len(self.rollout.completion_ids)
+        return max(len(ids) for _, ids in self.sequences)
 
 
-class _Loads:
-    """What the student's pass takes and what those of its teachers take."""
-
-    def __init__(self, reads_once: bool) -> None:
-        self.student, self.teachers = Load(reads_once=reads_once), Load(reads_once=reads_once)
-
-    def add(self, lesson: _Lesson) -> None:
-        completion = lesson.rollout.completion_ids
-        self.student.add(lesson.rollout.prompt_ids, completion)
-        for prompt in lesson.teacher_prompts:
-            self.teachers.add(prompt, completion)
-
-    @property
-    def size(self) -> float:
-        return self.student.size + self.teachers.size
+def _lessons(samples: Sequence[TrainingSample]) -> list[_Lesson]:
+    """Of the samples with a scale, longest first."""
+    costing = [s for s in samples if s.distill_scale or s.policy_scale or s.label_scale or s.reference_scale]
+    return sorted(_by_rollout(costing), key=lambda lesson: lesson.longest, reverse=True)
 
 
-def _lessons(samples: Sequence[TrainingSample], by_prompt: bool) -> list[_Lesson]:
-    """Longest first; by prompt, those of one behind the longest of them."""
-    by_rollout: dict[int, list[TrainingSample]] = {}
+def _by_rollout(samples: Sequence[TrainingSample]) -> list[_Lesson]:
+    found: dict[int, list[TrainingSample]] = {}
     for sample in samples:
-        if sample.distill_scale or sample.policy_scale or sample.label_scale or sample.reference_scale:
-            by_rollout.setdefault(id(sample.rollout), []).append(sample)
-    lessons = [_Lesson(rollout=group[0].rollout, samples=tuple(group)) for group in by_rollout.values()]
-    lessons.sort(key=lambda lesson: lesson.longest, reverse=True)
-    if not by_prompt:
+        found.setdefault(id(sample.rollout), []).append(sample)
+    return [_Lesson(rollout=group[0].rollout, samples=tuple(group)) for group in found.values()]
+
+
+def _ordered(lessons: list[_Lesson], budget: int, room: Room) -> list[_Lesson]:
+    """Those of a prompt behind the longest of them, where several micro-batches are needed and reading their prompt once saves enough."""
+    own = [lesson.sequences[0][1] for lesson in lessons]
+    if _size(lessons, whole_rows) <= budget or room(None, own) > (1 - SAVED_SHARE) * sum(map(len, own)):
         return lessons
     families: dict[tuple[int, ...], list[_Lesson]] = {}
     for lesson in lessons:
@@ -93,8 +93,39 @@ def _lessons(samples: Sequence[TrainingSample], by_prompt: bool) -> list[_Lesson
     return list(chain.from_iterable(families.values()))
 
 
-def _batch(lessons: Sequence[_Lesson]) -> Batch:
-    samples = [s for lesson in lessons for s in lesson.samples]
+def _fitting(lessons: Sequence[_Lesson], budget: int, room: Room, *, guess: int) -> int:
+    """How many of the first lessons fit into a budget together; looked for from a guess on."""
+
+    def fits(count: int) -> bool:
+        return _size(lessons[:count], whole_rows) <= budget or _size(lessons[:count], room) <= budget
+
+    if not fits(1):
+        raise ValueError(
+            f"a rollout with its teacher prompts needs {ceil(_size(lessons[:1], room))} tokens, above tokens_per_batch = {budget}; "
+            f"raise tokens_per_batch or lower sampling.max_completion_length"
+        )
+    low, high = 1, min(2 * guess, len(lessons))
+    while fits(high):
+        if high == len(lessons):
+            return high
+        low, high = high, min(2 * high, len(lessons))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _size(lessons: Sequence[_Lesson], room: Room) -> float:
+    """What all passes over these take."""
+    passes: dict[Weights | None, list[np.ndarray]] = {}
+    for weights, ids in chain.from_iterable(lesson.sequences for lesson in lessons):
+        passes.setdefault(weights, []).append(ids)
+    return sum(room(weights, sequences) for weights, sequences in passes.items())
+
+
+def batch_of(samples: Sequence[TrainingSample]) -> Batch:
+    """One micro-batch of these samples, those of a rollout behind one another. Raises ValueError where their teachers have other roles or weights."""
+    lessons = _by_rollout(samples)
     taught = [s for s in samples if s.views]
     lengths = [len(s.rollout.positions) for s in samples]
     scalars: dict[str, Any] = {name: _floats(getattr(s, name) for s in samples) for name in _SAMPLE_SCALARS}

@@ -15,8 +15,8 @@ from selfdistill.divergences import ForwardKL
 from selfdistill.lockstep import exchange
 from selfdistill.method import Method
 from selfdistill.models import Policy
-from selfdistill.packing import pack
-from selfdistill.reading import Readers, read
+from selfdistill.packing import cut, pack
+from selfdistill.reading import Readers, read, room_for
 from selfdistill.samples import training_samples
 from selfdistill.sources import told
 from selfdistill.targets import TeacherDistribution
@@ -92,7 +92,7 @@ def prove_alignment(*trainers: Trainer) -> list[dict[str, float]]:
     for trainer, groups in zip(trainers, first_rollouts(*trainers, problems=2, n=n), strict=True):
         found.append(check_alignment(trainer.policy, trainer.method, groups))
         samples = training_samples(groups, trainer.method, encode=trainer.policy.chat.encode)
-        pack(samples, trainer.settings.tokens_per_batch, reads_once=trainer.policy.reads_once)
+        cut(samples, trainer.settings.tokens_per_batch, room_for(trainer.policy, trainer.readers))
     restore_random_state(state)
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
@@ -46,7 +46,7 @@ class PretrainSettings(BaseModel):
     batch_size: int = 64
     weight_decay: float = 0.01
     phases: tuple[Phase, ...]
-    card_problems: int = 200
+    card_problems: int = Field(default=200, ge=0)
     """Test problems that the card is measured on; 0: it has no card."""
 
 

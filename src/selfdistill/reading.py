@@ -5,13 +5,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from selfdistill.heads import Head
 from selfdistill.kernels.fused import Learned, learn
 from selfdistill.method import Method
 from selfdistill.models import Policy
-from selfdistill.packing import pack, packed_order
+from selfdistill.packing import Room, batch_of, cut, packed_order
 from selfdistill.samples import training_samples
 from selfdistill.scoring import Reading, score
 from selfdistill.teachers import Frozen, Live, Reader, evaluating
@@ -34,6 +35,17 @@ def start_readers(method: Method, policy: Policy, *, offload: bool = False) -> d
         shared = method.reads_teacher and method.teacher == Frozen()
         readers["initial"] = readers["teacher"] if shared else Frozen().start(policy, offload=offload)
     return readers
+
+
+def room_for(policy: Policy, readers: Readers) -> Room:
+    """What passes over sequences take of `tokens_per_batch`: each weights' own pass, by what its model reads once."""
+
+    def room(weights: Weights | None, sequences: Sequence[np.ndarray]) -> float:
+        # a reader of other weights than the student's has a model of its own
+        model = policy if weights is None else getattr(readers.get(weights), "teacher", policy)
+        return model.room(sequences, policy.device)
+
+    return room
 
 
 def read(policy: Policy, readers: Readers, method: Method, batch: Batch, *, chunk: int | None = None) -> TokenSignals:
@@ -93,19 +105,18 @@ def read_taught(
     `on_progress` is called with (micro-batches read, all of them) after each.
     """
     samples = [s for s in training_samples(groups, method, encode=policy.chat.encode) if s.views]
+    parts, found = cut(samples, budget, room_for(policy, readers)), dict[int, list[torch.Tensor]]()
     with evaluating(policy):
-        batches, found = pack(samples, budget, reads_once=policy.reads_once), list[list[torch.Tensor]]()
-        for batch in batches:
-            signals = read(policy, readers, method, batch.to(policy.device))
-            found.append([getattr(signals, name).cpu() for name in names])
+        for i, part in enumerate(parts):
+            signals = read(policy, readers, method, batch_of(part).to(policy.device))
+            sizes = [len(s.rollout.positions) for s in part]
+            columns = [getattr(signals, name).cpu().split(sizes) for name in names]
+            found |= {id(sample): list(values) for sample, *values in zip(part, *columns, strict=True)}
             if on_progress:
-                on_progress(len(found), len(batches))
-    ordered = packed_order(samples, reads_once=policy.reads_once)
-    sizes = [len(s.rollout.positions) for s in ordered]
-    columns = [torch.cat(parts).split(sizes) for parts in zip(*found, strict=True)]
+                on_progress(i + 1, len(parts))
     by_rollout: dict[int, list[Taught]] = {}
-    for sample, *values in zip(ordered, *columns, strict=True):
-        by_rollout.setdefault(id(sample.rollout), []).append((sample, values))
+    for sample in packed_order(samples):
+        by_rollout.setdefault(id(sample.rollout), []).append((sample, found[id(sample)]))
     return by_rollout
 
 

@@ -18,7 +18,7 @@ from selfdistill.metrics import rollout_metrics, token_metrics
 from selfdistill.models import Policy
 from selfdistill.optimizers import make_optimizer, make_schedule
 from selfdistill.packing import pack
-from selfdistill.reading import learn_from, policy_logp, score_groups, start_readers
+from selfdistill.reading import learn_from, policy_logp, room_for, score_groups, start_readers
 from selfdistill.samples import training_samples
 from selfdistill.sampling import Sampler
 from selfdistill.sources import Request
@@ -105,8 +105,8 @@ class Trainer:
             parts = [training_samples(groups[i::n], self.method, encode=self.policy.chat.encode) for i in range(n)]
             samples = [sample for part in parts for sample in part]
         with clock("pack"):
-            once, budget = self.policy.reads_once, self.settings.tokens_per_batch
-            batches = [[b.to(self.policy.device) for b in pack(part, budget, reads_once=once)] for part in parts]
+            room, budget = room_for(self.policy, self.readers), self.settings.tokens_per_batch
+            batches = [[b.to(self.policy.device) for b in pack(part, budget, room)] for part in parts]
         if not any(batches):
             log.warning("step %d: no rollout has anything to learn from (no teacher and no advantage); weights stay as they are", self.steps_done + 1)
         lr = float(self.schedule.get_last_lr()[0])

@@ -14,7 +14,8 @@ from selfdistill.diagnostics.readings import TokenReading, token_readings
 from selfdistill.diagnostics.viability import Branch
 from selfdistill.divergences import ForwardKL
 from selfdistill.heads import Head
-from selfdistill.packing import pack, packed_order
+from selfdistill.packing import batch_of, cut
+from selfdistill.reading import room_for
 from selfdistill.samples import training_samples
 from selfdistill.scoring import CHUNK_ENTRIES
 from selfdistill.types import Group, Rollout
@@ -74,14 +75,15 @@ def _best(parts: Assembled, groups: Sequence[Group], budget: int) -> dict[int, t
         tops = [head(part).softmax(-1).topk(width) for part in hidden.split(size)]
         return torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops])
 
-    found: list[tuple[Tensor, Tensor]] = []
-    for batch in pack(samples, budget, reads_once=parts.policy.reads_once):
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for part in cut(samples, budget, room_for(parts.policy, parts.trainer.readers)):
+        batch = batch_of(part)
         with parts.trainer.readers[batch.weights["teacher"]].reading() as teacher:
-            found.append(teacher(likeliest, batch.to(parts.policy.device).views["teacher"]))
-    ordered = packed_order(samples, reads_once=parts.policy.reads_once)
-    sizes = [len(s.rollout.positions) for s in ordered]
-    columns = [torch.cat(column).cpu().split(sizes) for column in zip(*found, strict=True)]
-    return {id(s.rollout): (values, ids) for s, values, ids in zip(ordered, *columns, strict=True)}
+            columns = teacher(likeliest, batch.to(parts.policy.device).views["teacher"])
+        sizes = [len(s.rollout.positions) for s in part]
+        values, ids = (column.cpu().split(sizes) for column in columns)
+        found |= {id(s.rollout): (best, token) for s, best, token in zip(part, values, ids, strict=True)}
+    return found
 
 
 def _places(reading: TokenReading, values: Float[Tensor, "tokens best"], ids: Int[Tensor, "tokens best"], *, silent: frozenset[int]) -> list[_Place]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from selfdistill import checkpoint
 from selfdistill.method import Method
 from selfdistill.models import Policy
-from selfdistill.packing import pack, packed_order
-from selfdistill.reading import read
+from selfdistill.packing import batch_of, cut, packed_order
+from selfdistill.reading import read, room_for
 from selfdistill.report.selection import Row
 from selfdistill.runs import SavedRun, require_own_tokens, rollout_from
 from selfdistill.samples import training_samples
@@ -98,8 +98,10 @@ def read_step(trainer: Trainer, groups: Sequence[Sequence[Row]]) -> list[list[li
     # a sample that no term of the loss uses is read all the same: a scale gets it packed, and no value depends on it
     samples = [replace(s, label_scale=s.label_scale or 1.0) for s in samples]
     by_rollout: dict[int, list[Read]] = {}
-    for sample, found in zip(packed_order(samples, reads_once=trainer.policy.reads_once), _signals(trainer, method, samples), strict=True):
-        by_rollout.setdefault(id(sample.rollout), []).append(found)
+    parts = cut(samples, trainer.settings.tokens_per_batch, room_for(trainer.policy, trainer.readers))
+    found = {id(sample): values for part in parts for sample, values in zip(part, _signals(trainer, method, part), strict=True)}
+    for sample in packed_order(samples):
+        by_rollout.setdefault(id(sample.rollout), []).append(found[id(sample)])
     return [[by_rollout.get(id(r), []) for r in g.rollouts] for g in rebuilt]
 
 
@@ -142,15 +144,12 @@ def _view(view: Mapping[str, Any], row: Row) -> View:
 
 @torch.no_grad()
 def _signals(trainer: Trainer, method: Method, samples: Sequence[TrainingSample]) -> list[Read]:
-    """In the order of `packed_order`."""
-    found, once = [], trainer.policy.reads_once
+    """Of one micro-batch, in its order."""
     with evaluating(trainer.policy):
-        for batch in pack(samples, trainer.settings.tokens_per_batch, reads_once=once):
-            signals = read(trainer.policy, trainer.readers, method, batch.to(trainer.policy.device))
-            found += _split(signals, _values(method, signals))
+        signals = read(trainer.policy, trainer.readers, method, batch_of(samples).to(trainer.policy.device))
     weighs = method.policy_coef and method.credit.reads_advantage
-    ordered = packed_order(samples, reads_once=once)
-    return [replace(r, advantage=s.advantage if weighs else None, views=_shown(s)) for r, s in zip(found, ordered, strict=True)]
+    found = _split(signals, _values(method, signals))
+    return [replace(r, advantage=s.advantage if weighs else None, views=_shown(s)) for r, s in zip(found, samples, strict=True)]
 
 
 def _shown(sample: TrainingSample) -> dict[str, dict[str, Any]]:

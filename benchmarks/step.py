@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from workload import OUT, RANDOM, measured_before, model_folder, processor
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=tuple(SIDES), help="ours, and TRL by its cache")
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
-    machine = {"processor": processor(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype}
+    machine = {"processor": processor(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype, "threads": torch.get_num_threads()}
     # results by method, model and lengths
     peer, results = peer_environment(), measured_before("step", machine=machine, peer=TRL).get("results", {})
     for model in arguments.models:

@@ -103,10 +103,11 @@ def test_every_type_of_product(target, divergence, dtype):
 
 
 @pytest.mark.parametrize("student", [None, MIXED[:0], MIXED], ids=["one each", "no views", "mixed"])
-@pytest.mark.parametrize("temperatures", [(1.0, 1.0), (None, 0.6), (1.3, 1.0)], ids=str)
-def test_teachers_and_temperatures(student, temperatures):
-    loss, sampling = temperatures
-    same(both(replace(ALL_TERMS, loss_temperature=loss), student=student, temperature=sampling, initial=loss is not None))
+@pytest.mark.parametrize(
+    ("loss", "sampling", "initial"), [(1.0, 1.0, True), (None, 0.6, False), (1.3, 1.0, True), (1.3, 0.6, True), (1.3, 0.6, False)], ids=str
+)
+def test_teachers_and_temperatures(student, loss, sampling, initial):
+    same(both(replace(ALL_TERMS, loss_temperature=loss), student=student, temperature=sampling, initial=initial))
 
 
 @pytest.mark.parametrize("head", [replace(HEAD, scale=0.5, softcap=3.0), replace(HEAD, scale=2.0)], ids=["softcap", "scale"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from selfdistill import checkpoint
 from selfdistill.method import Method
 from selfdistill.models import Policy
-from selfdistill.packing import batch_of, cut, packed_order
+from selfdistill.packing import batch_of, cut
 from selfdistill.reading import read, room_for
 from selfdistill.report.selection import Row
 from selfdistill.runs import SavedRun, require_own_tokens, rollout_from
@@ -98,10 +98,9 @@ def read_step(trainer: Trainer, groups: Sequence[Sequence[Row]]) -> list[list[li
     # a sample that no term of the loss uses is read all the same: a scale gets it packed, and no value depends on it
     samples = [replace(s, label_scale=s.label_scale or 1.0) for s in samples]
     by_rollout: dict[int, list[Read]] = {}
-    parts = cut(samples, trainer.settings.tokens_per_batch, room_for(trainer.policy, trainer.readers))
-    found = {id(sample): values for part in parts for sample, values in zip(part, _signals(trainer, method, part), strict=True)}
-    for sample in packed_order(samples):
-        by_rollout.setdefault(id(sample.rollout), []).append(found[id(sample)])
+    for part in cut(samples, trainer.settings.tokens_per_batch, room_for(trainer.policy, trainer.readers)):
+        for sample, found in zip(part, _signals(trainer, method, part), strict=True):
+            by_rollout.setdefault(id(sample.rollout), []).append(found)
     return [[by_rollout.get(id(r), []) for r in g.rollouts] for g in rebuilt]
 
 

@@ -34,14 +34,15 @@ def test_log_probs_are_those_of_a_full_pass(family, attention):
             torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma3"])
-def test_completions_may_outgrow_the_room_that_storage_begins_with(family):
-    policy = policy_of(family)
+@pytest.mark.parametrize("family, rows", [("qwen3", 1), ("mistral", 1), ("gemma3", 1), ("qwen3", 4), ("llama", 4)])
+def test_completions_may_outgrow_the_room_that_storage_begins_with(family, rows, monkeypatch):
+    policy, shared = policy_of(family), sharing_of(monkeypatch)
     policy.base.config.max_position_embeddings = 512
-    prompts, limit = [[5, 6, 7], [*range(30, 50)]], 2 * ROOM + 20
+    prompts, limit = [p for p in ([5, 6, 7], [*range(30, 50)]) for _ in range(rows)], 2 * ROOM + 20
     for prompt, line in zip(prompts, loop.write(policy, prompts, choice=Choice(), limit=limit, stops=[]), strict=True):
         assert len(line.ids) == limit and not line.ended
         torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=2e-5, rtol=2e-5)
+    assert bool(shared) == (rows > 1)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
@@ -102,6 +103,19 @@ def test_sharing_changes_no_token(monkeypatch):
         monkeypatch.setattr(sharing, "ROWS", rows)
         found.append(written(policy, prompts=GROUPS, limit=60))
     assert [line.ids for line in found[0]] == [line.ids for line in found[1]]
+
+
+@pytest.mark.parametrize("prompts", [GROUPS, PROMPTS], ids=["shared", "apart"])
+def test_what_storage_holds_before_it_is_written_changes_nothing(prompts):
+    policy = policy_of("qwen3")
+    expected = written(policy, prompts=prompts, limit=60)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan().all(), "memory that is not written holds NaN now"
+        found = written(policy, prompts=prompts, limit=60)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [line.ids for line in found] == [line.ids for line in expected]
 
 
 UNEVEN = [[9, 10]] * 40 + [[5, 6, i] for i in range(7, 16)]

@@ -13,6 +13,8 @@ from selfdistill.sampling.sharing import Family, Prompts, attach
 
 ROOM = 128
 """Columns that storage grows by: copying them costs a 128th of what attention reads."""
+CLOSE, CLOSE_SHARE = 32, 1 / 8
+"""The same behind shared prompts, at least and of those written: all of storage is read there, since a CPU is slow to read with a gap behind every head."""
 PLAIN = {"full_attention", "sliding_attention"}
 
 
@@ -61,17 +63,18 @@ class Columns(CacheLayerMixin):
         keys.narrow(2, self.end - self.first, 1).copy_(key_states)
         values.narrow(2, self.end - self.first, 1).copy_(value_states)
         self.end += 1
-        seen_keys, seen_values = keys.narrow(2, offset - self.first, seen), values.narrow(2, offset - self.first, seen)
         if self.prompts is not None:
-            attach(self.prompts, seen_keys, seen_values)
-        return seen_keys, seen_values
+            self.prompts.behind = self.end
+            attach(self.prompts, keys, values)
+            return keys, values
+        return keys.narrow(2, offset - self.first, seen), values.narrow(2, offset - self.first, seen)
 
     @property
     def full(self) -> bool:
         return self.end - self.first == self.filled[0].shape[2]
 
     def clear_room(self) -> None:
-        """Zeros where nothing is written yet: a recorded pass reads it, too, and hides it."""
+        """Zeros where nothing is written yet: what reads all of storage hides it."""
         for storage in self.filled:
             storage[:, :, self.end - self.first :].zero_()
 
@@ -79,14 +82,17 @@ class Columns(CacheLayerMixin):
         """For a column more."""
         if self.full:
             offset = self.get_mask_sizes(1)[1]
-            self.keys, self.values = (_with_room(x[:, :, offset - self.first :]) for x in self.filled)
+            room = ROOM if self.prompts is None else max(CLOSE, int(CLOSE_SHARE * self.end))
+            self.keys, self.values = (_with_room(x[:, :, offset - self.first :], room) for x in self.filled)
             self.first = offset
+            if self.prompts is not None:
+                self.clear_room()
 
     def share(self, family: Family) -> None:
         """The prompts, read before, stay as they are; columns begin behind them."""
         keys, values = self.filled
         self.prompts = Prompts.of(keys, values, family)
-        self.keys, self.values = (_with_room(x.new_empty(len(family.place), x.shape[1], 0, x.shape[3])) for x in (keys, values))
+        self.keys, self.values = (x.new_empty(len(family.place), x.shape[1], 0, x.shape[3]) for x in (keys, values))
         self.first = self.end = 0
 
     def unshare(self) -> None:
@@ -197,8 +203,8 @@ def states_behind(
     return read.last_hidden_state[:, -1]
 
 
-def _with_room(x: Float[Tensor, "rows heads filled dim"]) -> Float[Tensor, "rows heads columns dim"]:
+def _with_room(x: Float[Tensor, "rows heads filled dim"], room: int = ROOM) -> Float[Tensor, "rows heads columns dim"]:
     rows, heads, filled, dim = x.shape
-    storage = x.new_empty(rows, heads, filled + ROOM, dim)
+    storage = x.new_empty(rows, heads, filled + room, dim)
     storage[:, :, :filled] = x
     return storage

@@ -70,6 +70,8 @@ class Prompts:
     keys: Float[Tensor, "prompts heads dim width"]
     values: Float[Tensor, "prompts heads width dim"]
     family: Family
+    behind: int = 0
+    """Columns behind them that are written."""
     read: bool = False
     """Whether attention has asked for them."""
 
@@ -86,7 +88,10 @@ class Prompts:
     def attend(
         self, query: Float[Tensor, "rows all_heads 1 dim"], keys: Float[Tensor, "rows heads own dim"], values: Float[Tensor, "rows heads own dim"], scale: float
     ) -> Float[Tensor, "rows 1 all_heads dim"]:
-        """softmax(q K^T scale) V over a row's prompt and its own columns behind it."""
+        """softmax(q K^T scale) V over a row's prompt and those of its own columns that are written.
+
+        The others are read too and hidden: many short stretches of memory are slower to read than one long one.
+        """
         self.read = True
         rows, heads, own, dim = keys.shape
         # the query heads that read one head's keys are so many queries
@@ -94,6 +99,7 @@ class Prompts:
         before = self.family.gather(q) @ self.keys
         before = before if self.family.hidden is None else before + self.family.hidden
         scores = torch.cat([self.family.spread(before, q.shape[2]), q @ keys.transpose(-1, -2)], dim=-1)
+        scores[..., scores.shape[-1] - own + self.behind :] = -torch.inf
         of_prompt, of_own = scores.softmax(-1).split([scores.shape[-1] - own, own], dim=-1)
         read = self.family.spread(self.family.gather(of_prompt) @ self.values, q.shape[2]) + of_own @ values
         return read.reshape(rows, 1, -1, dim)

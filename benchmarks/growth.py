@@ -41,14 +41,37 @@ from matplotlib import pyplot as plt
 matplotlib.rcParams["svg.fonttype"] = "none"
 
 SIZES = {
-    "cpu": {"hidden": 128, "layers": 2, "vocabulary": 4096, "prompt": 64, "completion": 64, "prompts": 4, "group": 4, "teachers": 1, "budget": 4096},
-    "cuda": {"hidden": 1024, "layers": 8, "vocabulary": 32768, "prompt": 256, "completion": 512, "prompts": 4, "group": 8, "teachers": 1, "budget": 32768},
+    "cpu": {
+        "hidden": 128,
+        "layers": 2,
+        "vocabulary": 4096,
+        "prompt": 64,
+        "completion": 64,
+        "prompts": 4,
+        "group": 4,
+        "teachers": 1,
+        "budget": 4096,
+        "frozen": 0,
+    },
+    "cuda": {
+        "hidden": 1024,
+        "layers": 8,
+        "vocabulary": 32768,
+        "prompt": 256,
+        "completion": 512,
+        "prompts": 4,
+        "group": 8,
+        "teachers": 1,
+        "budget": 32768,
+        "frozen": 0,
+    },
 }
-"""Where every axis begins; `budget` is tokens_per_batch."""
+"""Where every axis begins; `budget` is tokens_per_batch, frozen: whether the words' vectors, which are the head, are not trained."""
 AXES: dict[str, dict[str, tuple[str, tuple[int, ...], dict[str, int]]]] = {
     "cpu": {
         "tokens": ("prompts", (4, 8, 16, 32), {}),
         "vocabulary": ("vocabulary", (8192, 16384, 32768, 65536), {}),
+        "frozen": ("vocabulary", (8192, 16384, 32768, 65536), {"frozen": 1}),
         "teachers": ("teachers", (1, 2, 4, 8), {}),
         "context": ("prompt", (128, 256, 512, 1024, 2048), {"completion": 32, "prompts": 2, "budget": 8192}),
         "group": ("group", (4, 8, 16, 32), {"prompts": 2}),
@@ -56,6 +79,7 @@ AXES: dict[str, dict[str, tuple[str, tuple[int, ...], dict[str, int]]]] = {
     "cuda": {
         "tokens": ("prompts", (4, 8, 16, 32, 64), {}),
         "vocabulary": ("vocabulary", (16384, 32768, 65536, 131072, 262144), {}),
+        "frozen": ("vocabulary", (16384, 32768, 65536, 131072, 262144), {"frozen": 1}),
         "teachers": ("teachers", (1, 2, 4, 6, 8), {}),
         "context": ("prompt", (512, 1024, 2048, 4096, 8192), {"completion": 256, "prompts": 2}),
         "group": ("group", (4, 8, 16, 32, 64), {"prompts": 2}),
@@ -65,6 +89,7 @@ AXES: dict[str, dict[str, tuple[str, tuple[int, ...], dict[str, int]]]] = {
 LABELS = {
     "tokens": "trained tokens a step",
     "vocabulary": "words in the vocabulary",
+    "frozen": "words, head frozen",
     "teachers": "teachers of a rollout",
     "context": "tokens of every prompt",
     "group": "rollouts a prompt",
@@ -102,6 +127,7 @@ def make_trainer(size: Mapping[str, int], device: str) -> Trainer:
         max_position_embeddings=16384,
     )
     model = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa")
+    model.get_input_embeddings().requires_grad_(not size["frozen"])
     policy = Policy(model, AutoTokenizer.from_pretrained(TINY), autocast=torch.bfloat16 if device == "cuda" else None).to(device)
     # every row of the head is a word here, whatever the tokenizer knows
     policy.vocab_size = size["vocabulary"]

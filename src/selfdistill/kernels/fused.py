@@ -74,7 +74,7 @@ def learn(
     with torch.no_grad():
         for places in _slabs(sweep.order.places(edges), slab):
             sweep(places)
-    return Learned(loss=sweep.known_loss(), sums=sweep.sums, policy_logp=torch.cat(sweep.policy_logp)[sweep.order.tokens.argsort()])
+    return Learned(loss=sweep.known_loss(), sums=sweep.sums, policy_logp=sweep.policy_logp[sweep.order.tokens.argsort()])
 
 
 class _Sweep:
@@ -98,7 +98,8 @@ class _Sweep:
         self.readings = {role: replace(r, head=heads[id(r.head)]) for role, r in readings.items()}
         self.initial = initial and replace(initial, head=heads[id(initial.head)])
         self.sums: dict[str, Tensor] = {}
-        self.policy_logp: list[Tensor] = []
+        # in one place: what every block left behind would keep freed slabs' memory in pieces
+        self.policy_logp = torch.empty(len(order.tokens), device=hidden.device)
         self.loss = hidden.new_zeros((), dtype=torch.float32)
         self.states = torch.empty_like(hidden) if hidden.requires_grad else None
         self.weight, self.bias = (torch.zeros_like(x) if x is not None and x.requires_grad else None for x in (head.weight, head.bias))
@@ -137,7 +138,7 @@ class _Sweep:
             loss, sums = objective(method, signals)
         self.loss += loss.detach()
         self.sums |= {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
-        self.policy_logp.append(signals.policy_logp.detach())
+        self.policy_logp[place.tokens] = signals.policy_logp.detach()
         return torch.autograd.grad(loss, product)[0]
 
     def known_loss(self) -> Float[Tensor, ""]:

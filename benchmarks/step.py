@@ -22,9 +22,9 @@ TRL = "trl==1.16.0"
 PEER = OUT / "peers" / "trl"
 PHASES = ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")
 SHAPES = {
-    "tiny": {"prompts": 16, "generations": 8, "tokens": 112, "steps": 6, "top_k": 32},
-    "wide": {"prompts": 8, "generations": 8, "tokens": 128, "steps": 2, "top_k": 100},
-    "smollm2-135m": {"prompts": 4, "generations": 8, "tokens": 64, "steps": 3, "top_k": 100},
+    "tiny": {"prompts": 16, "generations": 8, "tokens": 112, "steps": 7, "top_k": 32},
+    "wide": {"prompts": 8, "generations": 8, "tokens": 128, "steps": 3, "top_k": 100},
+    "smollm2-135m": {"prompts": 4, "generations": 8, "tokens": 64, "steps": 4, "top_k": 100},
     "qwen3-0.6b": {"prompts": 8, "generations": 16, "tokens": 1024, "steps": 2, "top_k": 100, "micro_batches": 16},
     "qwen3-1.7b": {"prompts": 8, "generations": 16, "tokens": 1024, "steps": 2, "top_k": 100, "micro_batches": 16},
 }

@@ -6,7 +6,7 @@ from functools import partial
 
 from jaxtyping import Float, Int
 from torch import Tensor, inf
-from workload import Meter, Problems, arguments, every_other, report
+from workload import Meter, Problems, arguments, every_other, metered, report
 
 from selfdistill.api import assemble
 from selfdistill.config import make_settings
@@ -39,18 +39,20 @@ def main() -> None:
         "output_dir": tempfile.gettempdir(),
     }
     parts = assemble(make_settings(settings, {}), task=Problems(a.prompts * a.steps), reward=every_other)
-    trainer, policy, meter, peaks = parts.trainer, parts.policy, Meter(a.device), []
+    trainer, policy, meter, steps, memory = parts.trainer, parts.policy, Meter(a.device), [], {}
     if a.lengths == "forced":
         transformers.Choice = partial(Endless, stops=tuple(transformers.stop_ids(policy)))
 
     def updates(batches, clock, inner=trainer._updates):
+        memory.clear()
+        if not metered(len(steps), a):
+            return inner(batches, clock)
         meter.start()
         result = inner(batches, clock)
-        peaks.append(meter.stop())
+        memory["memory_mib"] = meter.stop()
         return result
 
     trainer._updates = updates
-    steps = []
     for result in trainer:
         s = result.seconds
         learning = s["pack"] + s["score"] + s["objective"] + s["step"]
@@ -60,8 +62,9 @@ def main() -> None:
             | {"tokens": sum(len(r.completion_ids) for r in rollouts)}
             | {"teacher_tokens": sum(len(v.prompt_ids) for sample in result.samples for v in sample.views.values())}
             | {f"phase_{name}": value for name, value in s.items()}
+            | memory
         )
-    report([s | {"memory_mib": p} for s, p in zip(steps, peaks, strict=True)])
+    report(a, steps)
 
 
 if __name__ == "__main__":

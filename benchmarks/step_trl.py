@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
-from workload import Meter, Problems, arguments, every_other, messages, report
+from workload import Meter, Problems, arguments, every_other, messages, metered, report
 
 
 class Timed:
@@ -35,7 +35,8 @@ class Timed:
         self.facts = {"tokens": int(batch["completion_mask"].sum()), "taught": 1.0 if taught is None else float(taught.mean())}
         self.facts["teacher_tokens"] = int(batch["teacher_attention_mask"].sum()) - self.facts["tokens"]
         before = time.perf_counter()
-        self.meter.start()
+        if self.metered:
+            self.meter.start()
         self.metering = time.perf_counter() - before
         return batch
 
@@ -51,20 +52,22 @@ class TimedSDFT(Timed, SDFTTrainer):
 class Steps(TrainerCallback):
     """One row a step, after the teacher has followed."""
 
-    def __init__(self) -> None:
-        self.rows, self.trainer = [], None
+    def __init__(self, a: argparse.Namespace) -> None:
+        self.a, self.rows, self.trainer = a, [], None
 
     def on_step_begin(self, args, state, control, **kwargs):
         # the step's batch is prepared inside training_step, after this
         self.start = time.perf_counter()
         self.trainer.spent.update(sampling=0.0, preparing=0.0)
+        self.trainer.metered = metered(len(self.rows), self.a)
 
     def on_step_end(self, args, state, control, **kwargs):
-        memory, t = self.trainer.meter.stop(), self.trainer
+        t = self.trainer
+        memory = {"memory_mib": t.meter.stop()} if t.metered else {}
         whole = time.perf_counter() - self.start - t.metering
         row = {"step": whole, "sampling": t.spent["sampling"], "learning": whole - t.spent["preparing"]}
-        row |= {"other": t.spent["preparing"] - t.spent["sampling"], "memory_mib": memory}
-        self.rows.append(row | t.facts)
+        row |= {"other": t.spent["preparing"] - t.spent["sampling"]}
+        self.rows.append(row | memory | t.facts)
 
 
 def common(a: argparse.Namespace, stops: list[int]) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def sdft(a: argparse.Namespace, task: Problems, **given: Any) -> Timed:
 def main() -> None:
     a = arguments()
     tokenizer = AutoTokenizer.from_pretrained(a.folder, padding_side="left")
-    clock = Steps()
+    clock = Steps(a)
     make = {"sdpo": sdpo, "sdft": sdft}[a.method]
     trainer = make(a, Problems(a.prompts * a.steps), device=a.device, model=a.folder, processing_class=tokenizer, callbacks=[clock])
     clock.trainer = trainer
@@ -137,7 +140,7 @@ def main() -> None:
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.train()
-    report(clock.rows, optimizer=str(trainer.args.optim), attention=trainer.model.config._attn_implementation)
+    report(a, clock.rows, optimizer=str(trainer.args.optim), attention=trainer.model.config._attn_implementation)
 
 
 if __name__ == "__main__":

@@ -120,8 +120,16 @@ def messages(problem: Problem) -> list[dict[str, str]]:
     return [dict(m) for m in student_messages(problem)]
 
 
+def metered(step: int, a: argparse.Namespace) -> bool:
+    """Whether memory is measured in a step: on an accelerator in all, on a CPU, where that costs a step time, in the last alone, which is not timed."""
+    return a.device != "cpu" or step == a.steps - 1
+
+
 class Meter:
-    """Peak bytes above what stood when it was started: resident memory on a CPU, allocations on an accelerator."""
+    """Peak bytes above what stood when it was started: resident memory on a CPU, allocations on an accelerator.
+
+    On a CPU what a process keeps of freed memory is given back at the start, and page by page taken again.
+    """
 
     def __init__(self, device: str) -> None:
         self.cuda = device.startswith("cuda")
@@ -147,9 +155,11 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def report(steps: Sequence[dict[str, float]], **facts: object) -> None:
-    """Medians over the counted steps, as one line of JSON."""
+def report(a: argparse.Namespace, steps: Sequence[dict[str, float]], **facts: object) -> None:
+    """Medians over the counted steps, as one line of JSON: of memory over those where it is measured, of the rest over those that are timed."""
     counted = steps[WARM_UP:]
-    rates = {part: statistics.median(s["tokens"] / s[part] for s in counted) for part in ("step", "sampling", "learning")}
-    medians = {key: statistics.median(s[key] for s in counted) for key in counted[0]}
+    memory = [s["memory_mib"] for s in counted if "memory_mib" in s]
+    timed = [s for s in counted if a.device != "cpu" or "memory_mib" not in s]
+    rates = {part: statistics.median(s["tokens"] / s[part] for s in timed) for part in ("step", "sampling", "learning")}
+    medians = {key: statistics.median(s[key] for s in timed) for key in timed[0]} | {"memory_mib": statistics.median(memory)}
     print(json.dumps({"tokens_per_s": rates, "seconds": medians, **facts}))

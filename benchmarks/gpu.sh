@@ -49,7 +49,7 @@ everything() {
     run fused 60 --device cuda --dtype bfloat16 --tokens 8192 --hidden 4096 --vocab 151936 --heads trained --methods opsd --ways floor torch triton --passes 5
     run step 150 --device cuda --dtype bfloat16 --models qwen3-0.6b --sides ours dynamic --repeats 1
     run rollouts 100 --device cuda --dtype bfloat16 --models qwen3-0.6b tiny --repeats 1
-    run growth 40 --device cuda
+    run growth 50 --device cuda --axes tokens frozen teachers context group vocabulary
     run methods 30 --repeats 3 --methods opsd hsd sdpo sgsd
     # last: they take what is left
     run step 150 --device cuda --dtype bfloat16 --models qwen3-1.7b --sides ours dynamic --repeats 1

@@ -28,7 +28,7 @@ demo: setup
 	SELFDISTILL_INSTALL_SECONDS=$$(cat $(VENV)/.installed) $(BIN)/selfdistill train quickstart
 
 test: setup browser
-	$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The report's page is tested in Debian's chromium: fetched where CI runs as root and lacks it, else left to whoever wants those tests.
 browser:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, RANDOM, measured_before, model_folder, processor
+from workload import OUT, RANDOM, WARM_UP, measured_before, model_folder, processor
 
 TRL = "trl==1.16.0"
 PEER = OUT / "peers" / "trl"
@@ -65,6 +65,9 @@ def measure(model: str, lengths: str, peer: dict[str, str] | None, arguments: ar
     """The sides in turn, `repeats` times; the peer under the cache that suits it better. A side of the peer that fails is said and left out."""
     options = SHAPES[model] | {"folder": model_folder(model), "method": arguments.method, "lengths": lengths}
     options |= {"device": arguments.device, "dtype": arguments.dtype}
+    if arguments.device == "cpu":
+        # one is timed between those of warm-up and of memory
+        options["steps"] = max(options["steps"], WARM_UP + 2)
     sides: dict[str, list[dict]] = {SIDES[side]: [] for side in arguments.sides}
     for _ in range(arguments.repeats):
         for side, found in sides.items():

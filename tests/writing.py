@@ -1,8 +1,9 @@
 """Tiny models of many families, and rollouts that they write."""
 
 import torch
+import transformers
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, DiffLlamaConfig, DogeConfig, Gemma3TextConfig, Lfm2Config, MambaConfig, MistralConfig, Qwen3NextConfig
+from transformers import AutoModelForCausalLM
 
 from selfdistill.models import Policy
 from selfdistill.sampling import loop
@@ -15,13 +16,14 @@ SMALL |= {"num_hidden_layers": 4, "max_position_embeddings": 512, "pad_token_id"
 MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 6}
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 CONFIGS = {
-    "mistral": lambda: MistralConfig(**SMALL, sliding_window=6),
-    "gemma3": lambda: Gemma3TextConfig(**SMALL, **MIXED),
-    "lfm2": lambda: Lfm2Config(**SMALL, layer_types=["conv", "full_attention"] * 2),
-    "diffllama": lambda: DiffLlamaConfig(**SMALL),
-    "doge": lambda: DogeConfig(**SMALL),
-    "mamba": lambda: MambaConfig(vocab_size=56, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0, eos_token_id=1),
-    "qwen3_next": lambda: Qwen3NextConfig(**SMALL, **LINEAR, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16),
+    "mistral": lambda: transformers.MistralConfig(**SMALL, sliding_window=6),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**SMALL, **MIXED),
+    "lfm2": lambda: transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"] * 2),
+    "diffllama": lambda: transformers.DiffLlamaConfig(**SMALL),
+    "doge": lambda: transformers.DogeConfig(**SMALL),
+    "falcon": lambda: transformers.FalconConfig(**{name: value for name, value in SMALL.items() if name != "head_dim"}, alibi=False),
+    "mamba": lambda: transformers.MambaConfig(vocab_size=56, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0, eos_token_id=1),
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(**SMALL, **LINEAR, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16),
 }
 STOPS = [1, 20, 21, 22]
 PROMPTS = [[5, 6, 7], [*range(9, 21)], [*range(9, 21)], [7] * 6, [5, 6, 7], [30]]

@@ -38,7 +38,7 @@ def test_log_probs_are_those_of_a_full_pass(family, attention):
 def test_completions_may_outgrow_the_room_that_storage_begins_with(family, rows, monkeypatch):
     policy, shared = policy_of(family), sharing_of(monkeypatch)
     policy.base.config.max_position_embeddings = 512
-    prompts, limit = [p for p in ([5, 6, 7], [*range(30, 50)]) for _ in range(rows)], 2 * ROOM + 20
+    prompts, limit = [p for p in ([5, 6, 7], [*range(30, 50)]) for _ in range(rows)], 2 * ROOM + 50
     for prompt, line in zip(prompts, loop.write(policy, prompts, choice=Choice(), limit=limit, stops=[]), strict=True):
         assert len(line.ids) == limit and not line.ended
         torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=2e-5, rtol=2e-5)
@@ -105,14 +105,13 @@ def test_sharing_changes_no_token(monkeypatch):
     assert [line.ids for line in found[0]] == [line.ids for line in found[1]]
 
 
-@pytest.mark.parametrize("prompts", [GROUPS, PROMPTS], ids=["shared", "apart"])
-def test_what_storage_holds_before_it_is_written_changes_nothing(prompts):
+def test_what_storage_holds_before_it_is_written_changes_nothing():
     policy = policy_of("qwen3")
-    expected = written(policy, prompts=prompts, limit=60)
+    expected = written(policy, prompts=GROUPS, limit=60)
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(1).isnan().all(), "memory that is not written holds NaN now"
-        found = written(policy, prompts=prompts, limit=60)
+        found = written(policy, prompts=GROUPS, limit=60)
     finally:
         torch.use_deterministic_algorithms(False)
     assert [line.ids for line in found] == [line.ids for line in expected]
@@ -146,7 +145,7 @@ def test_a_model_that_copies_its_keys_is_written_without_sharing(monkeypatch):
         torch.testing.assert_close(torch.tensor(line.logp), torch.tensor(reference_logp(policy, prompt, line.ids)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["diffllama", "doge"])
+@pytest.mark.parametrize("family", ["diffllama", "doge", "falcon"])
 def test_a_model_that_bends_values_or_scores_on_their_way_is_written_without_sharing(family, monkeypatch):
     policy, rows = policy_of(family), sharing_of(monkeypatch)
     for prompt, line in zip(GROUPS, written(policy, prompts=GROUPS), strict=True):

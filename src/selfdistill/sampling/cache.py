@@ -1,4 +1,4 @@
-"""Keys and values of rollouts that are written together: one pass over each prompt, written in place, read as far as they are filled."""
+"""Keys and values of rollouts that are written together: one pass over each prompt, written in place."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from selfdistill.sampling.sharing import Family, Prompts, attach
 ROOM = 128
 """Columns that storage grows by: copying them costs a 128th of what attention reads."""
 CLOSE, CLOSE_SHARE = 32, 1 / 8
-"""The same behind shared prompts, at least and of those written: all of storage is read there, since a CPU is slow to read with a gap behind every head."""
+"""The same behind shared prompts: at least so many, or that share of those written. All of storage is read there: a CPU is slow to read past gaps."""
 PLAIN = {"full_attention", "sliding_attention"}
 
 
@@ -49,7 +49,7 @@ class Columns(CacheLayerMixin):
     def update(
         self, key_states: Float[Tensor, "rows heads new dim"], value_states: Float[Tensor, "rows heads new value_dim"], *args: Any, **kwargs: Any
     ) -> tuple[Float[Tensor, "rows heads seen dim"], Float[Tensor, "rows heads seen value_dim"]]:
-        """The prompts at first, then a column at a time; what the new column attends to."""
+        """The prompts at first, then a column at a time; what the new column attends to, behind shared prompts with what is not written yet."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states

@@ -144,5 +144,7 @@ def pays(policy: Policy, prompts: Sequence[list[int]], windows: Sequence[int | N
     """
     rows = Counter(map(tuple, prompts))
     many = len(prompts) >= ROWS * len(rows) and 2 * len(prompts) >= max(rows.values(), default=0) * len(rows)
-    plain = policy.base.config.get_text_config()._attn_implementation == "sdpa" and not any(windows)
+    # others choose among kinds of attention of their own
+    asks = policy.base._supports_attention_backend
+    plain = asks and policy.base.config.get_text_config()._attn_implementation == "sdpa" and not any(windows)
     return many and plain and policy.device.type == "cpu" and policy.dtype == torch.float32

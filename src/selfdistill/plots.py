@@ -73,7 +73,7 @@ def pareto(models: Sequence[tuple[Evaluation, Evaluation]], picture: Path, *, ti
     axis.set(title=title, xlabel=f"accuracy on {one}, 95 % interval over problems", ylabel=f"accuracy on {other}", aspect="equal")
     axis.set(xlim=(lows[0], lows[0] + span), ylim=(lows[1], lows[1] + span))
     for direction in (axis.xaxis, axis.yaxis):
-        direction.set_major_formatter(PercentFormatter(1, decimals=0))
+        direction.set_major_formatter(PercentFormatter(1))
     axis.grid(alpha=0.3)
     axis.legend(framealpha=0.7)
     return _saved(figure, picture)
@@ -128,7 +128,7 @@ def _accuracy(axis: Any, run: Path) -> None:
     else:
         axis.text(0.5, 0.5, "not evaluated", ha="center", va="center", transform=axis.transAxes, color="gray")
     axis.set(title="accuracy on held-out problems", ylabel="avg@k, 95 % interval over problems")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _point(path: Path) -> tuple[int, float, float, float]:

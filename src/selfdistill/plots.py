@@ -48,7 +48,7 @@ def learning_curve(run: Path, *, title: str) -> Path | None:
         axis.set_xlabel("step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
-    axes.flat[4].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.flat[4].yaxis.set_major_formatter(PercentFormatter(1))
     figure.suptitle(title)
     return _saved(figure, run / "learning_curve.png")
 

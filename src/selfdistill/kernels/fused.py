@@ -99,7 +99,7 @@ class _Sweep:
         self.initial = initial and replace(initial, head=heads[id(initial.head)])
         self.sums: dict[str, Tensor] = {}
         # in one place: what every block left behind would keep freed slabs' memory in pieces
-        self.policy_logp = torch.empty(len(order.tokens), device=hidden.device)
+        self.policy_logp = hidden.new_empty(len(order.tokens), dtype=torch.float32)
         self.loss = hidden.new_zeros((), dtype=torch.float32)
         self.states = torch.empty_like(hidden) if hidden.requires_grad else None
         self.weight, self.bias = (torch.zeros_like(x) if x is not None and x.requires_grad else None for x in (head.weight, head.bias))

@@ -4,25 +4,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from selfdistill.config import Settings
 from selfdistill.contexts import student_messages
 from selfdistill.errors import out_of_memory
+from selfdistill.kernels.fused import SLAB_ENTRIES
 from selfdistill.models import Policy
 from selfdistill.reading import Readers
-from selfdistill.scoring import CHUNK_ENTRIES
 from selfdistill.types import Problem
 
 GIB = 2**30
-LAYER_ACTIVATIONS = 34
-"""Numbers of hidden width a token that a transformer layer keeps for backward (2205.05198, section 4.1, without attention scores)."""
-CHECKPOINTED_ACTIVATIONS = 1
-ADAPTED_BYTES = 70
-"""Bytes of hidden width a token that LoRA on all linear layers of a gated transformer layer adds: fp32 copies of what enters and leaves each."""
+PROBED = 32, 64
+"""Tokens of two passes; what the longer one keeps for backward beyond the shorter is theirs, and not the weights'."""
 TRANSIENT = ("activations", "scoring")
 """What a model needs only while its own micro-batches run."""
 SCORED_COPIES = 6
-"""Tensors of [chunk vocab] alive at once while a chunk is scored."""
+"""Tensors of [slab vocab] alive at once while a slab is scored."""
 
 
 def estimate(policy: Policy, readers: Readers, settings: Settings, problems: Iterable[Problem]) -> dict[str, float]:
@@ -33,22 +31,65 @@ def estimate(policy: Policy, readers: Readers, settings: Settings, problems: Ite
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
     copies = [copy for reader in set(readers.values()) if isinstance(copy := getattr(reader, "teacher", None), Policy)]
-    config = policy.base.config.get_text_config()
-    kept = CHECKPOINTED_ACTIVATIONS if settings.model.gradient_checkpointing else LAYER_ACTIVATIONS
-    width = torch.finfo(policy.dtype).bits // 8
     longest = max((len(policy.chat.encode(student_messages(p))) for p in problems), default=0) + settings.sampling.max_completion_length
     tokens = min(settings.tokens_per_batch, settings.prompts_per_step * settings.sampling.num_generations * longest)
-    adapted = ADAPTED_BYTES if policy.lora and not settings.model.gradient_checkpointing else 0
-    layers = config.num_hidden_layers * (kept * width + adapted) + LAYER_ACTIVATIONS * width
-    activations = tokens * config.hidden_size * layers
+    slab = SLAB_ENTRIES.get(policy.device.type, SLAB_ENTRIES["cpu"])
     parts = {
         "weights": weights,
         "teachers": sum(p.numel() * p.element_size() for copy in copies for p in copy.parameters()),
         "optimizer": 3 * trained,
-        "activations": activations,
-        "scoring": SCORED_COPIES * 4 * CHUNK_ENTRIES.get(policy.device.type, CHUNK_ENTRIES["cpu"]) + _head_gradient(policy),
+        "activations": tokens * kept_a_token(policy),
+        "scoring": SCORED_COPIES * 4 * min(slab, tokens * policy.vocab_size) + _head_gradient(policy),
     }
     return {name: value / GIB for name, value in parts.items()}
+
+
+def kept_a_token(policy: Policy) -> float:
+    """Bytes that a pass keeps for backward of every token, measured on two short ones; with checkpoints what one layer makes again is added.
+
+    Attention that keeps its scores (eager) takes more over longer sequences.
+    """
+    with _mode(policy, training=True):
+        kept = _slope(policy)
+    if getattr(policy.base.base_model, "gradient_checkpointing", False):
+        with _mode(policy, training=False):
+            kept += _slope(policy) / policy.base.config.get_text_config().num_hidden_layers
+    return kept
+
+
+def _slope(policy: Policy) -> float:
+    few, many = (_kept(policy, tokens) for tokens in PROBED)
+    return (many - few) / (PROBED[1] - PROBED[0])
+
+
+def _kept(policy: Policy, tokens: int) -> int:
+    """Bytes of all storage that a pass over so many tokens keeps for backward, parameters left out."""
+    own, sizes = {p.untyped_storage().data_ptr() for p in policy.parameters()}, dict[int, int]()
+
+    def pack(kept: Tensor) -> Tensor:
+        storage = kept.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return kept
+
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=policy.device)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept), policy.autocast():
+        # what is kept lives as long as the states do, so that no address counts for two tensors
+        states = policy.base.base_model(ids, use_cache=False).last_hidden_state
+    del states
+    return sum(sizes.values())
+
+
+@contextmanager
+def _mode(policy: Policy, *, training: bool) -> Iterator[None]:
+    """With gradient and without a trace in the random stream, then the mode it was in."""
+    was_training, devices = policy.training, [policy.device] if policy.device.type == "cuda" else []
+    policy.train(training)
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        policy.train(was_training)
 
 
 def _head_gradient(policy: Policy) -> int:

@@ -6,12 +6,13 @@ Samples without any scale cost nothing: they are not packed. Samples of one roll
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from selfdistill.layouts import SAVED_SHARE
 from selfdistill.types import Batch, Packed, Rollout, TrainingSample, Weights
@@ -61,8 +62,8 @@ class _Lesson:
         """Every row this rollout needs, over all its views, by the weights that read it."""
         # KL to the initial weights reads the student's row a second time, but not in the same pass
         views = [(v.weights, v.prompt_ids or ()) for s in self.samples for v in s.views.values()]
-        completion = list(self.rollout.completion_ids)
-        return [(weights, np.array([*prompt, *completion])) for weights, prompt in [(None, self.rollout.prompt_ids), *views]]
+        completion = _array(self.rollout.completion_ids)
+        return [(weights, np.concatenate([_array(prompt), completion])) for weights, prompt in [(None, self.rollout.prompt_ids), *views]]
 
     @property
     def longest(self) -> int:
@@ -127,7 +128,7 @@ def batch_of(samples: Sequence[TrainingSample]) -> Batch:
     """One micro-batch of these samples, those of a rollout behind one another. Raises ValueError where their teachers have other roles or weights."""
     lessons = _by_rollout(samples)
     taught = [s for s in samples if s.views]
-    lengths = [len(s.rollout.positions) for s in samples]
+    lengths = [len(_places(s.rollout)) for s in samples]
     scalars: dict[str, Any] = {name: _floats(getattr(s, name) for s in samples) for name in _SAMPLE_SCALARS}
     roles: dict[str, Weights] = {role: view.weights for s in taught for role, view in s.views.items()}
     for sample in taught:
@@ -138,7 +139,7 @@ def batch_of(samples: Sequence[TrainingSample]) -> Batch:
         views={role: _lay((s.views[role].prompt_ids or (), s.rollout) for s in taught) for role in roles},
         weights=roles,
         reads_initial=any(s.reference_scale for s in samples),
-        student_token=_ints(_student_tokens(lessons)),
+        student_token=_student_tokens(lessons),
         sample=torch.repeat_interleave(torch.arange(len(samples)), _ints(lengths)),
         length=_ints(len(s.rollout.completion_ids) for s in samples),
         trained=_ints(lengths),
@@ -156,19 +157,34 @@ _SAMPLE_SCALARS = ("advantage", "distill_scale", "policy_scale", "label_scale", 
 
 def _token_columns(samples: Sequence[TrainingSample]) -> dict[str, Any]:
     """What a batch knows of every trained token."""
-    at = [(s.rollout, t) for s in samples for t in s.rollout.positions]
-    names = sorted({name for s in samples for name in s.rollout.annotations})
+    rollouts = [s.rollout for s in samples]
+    names = sorted({name for r in rollouts for name in r.annotations})
+    token = _flat([_array(r.completion_ids)[_places(r)] for r in rollouts], torch.long)
     return {
-        "token": _ints(r.completion_ids[t] for r, t in at),
-        "position": _ints(t for _, t in at),
-        "behavior_logp": _floats(r.behavior_logp[t] for r, t in at),
-        "annotations": {name: _floats(r.annotations.get(name, (0.0,) * (t + 1))[t] for r, t in at) for name in names},
-    } | _label_columns(at)
+        "token": token,
+        "position": _flat([_places(r) for r in rollouts], torch.long),
+        "behavior_logp": _flat([np.asarray(r.behavior_logp)[_places(r)] for r in rollouts], torch.float32),
+        "annotations": {name: _flat([_annotated(r, name) for r in rollouts], torch.float32) for name in names},
+    } | _label_columns(rollouts, token)
 
 
-def _label_columns(at: Sequence[tuple[Rollout, int]]) -> dict[str, Any]:
+def _places(rollout: Rollout) -> Int[np.ndarray, " trained"]:
+    """`rollout.positions`."""
+    return np.arange(len(rollout.completion_ids)) if rollout.trained is None else _array(rollout.trained)
+
+
+def _annotated(rollout: Rollout, name: str) -> Float[np.ndarray, " trained"]:
+    """0 where a rollout has none of that name."""
+    noted = rollout.annotations.get(name)
+    places = _places(rollout)
+    return np.zeros(len(places)) if noted is None else np.asarray(noted)[places]
+
+
+def _label_columns(rollouts: Sequence[Rollout], token: Int[torch.Tensor, " tokens"]) -> dict[str, Any]:
     """The label of every trained token: probabilities by token id, in rows as wide as the widest label."""
-    rows = [((r.completion_ids[t], 1.0),) if r.labels is None else tuple(r.labels[t].items()) for r, t in at]
+    if all(r.labels is None for r in rollouts):
+        return {"label_token": token[:, None].clone(), "label_share": torch.ones(len(token), 1)}
+    rows = [((r.completion_ids[t], 1.0),) if r.labels is None else tuple(r.labels[t].items()) for r in rollouts for t in r.positions]
     width = max(1, *map(len, rows))
     padded = [row + ((0, 0.0),) * (width - len(row)) for row in rows]
     return {
@@ -177,26 +193,26 @@ def _label_columns(at: Sequence[tuple[Rollout, int]]) -> dict[str, Any]:
     }
 
 
-def _student_tokens(lessons: Sequence[_Lesson]) -> list[int]:
+def _student_tokens(lessons: Sequence[_Lesson]) -> Int[torch.Tensor, " tokens"]:
     """For every sample's tokens, their place among the tokens of the unique rollouts."""
     index, start = [], 0
     for lesson in lessons:
-        count = len(lesson.rollout.positions)
-        index += list(range(start, start + count)) * len(lesson.samples)
-        start += count
-    return index
+        end = start + len(_places(lesson.rollout))
+        index += [np.arange(start, end)] * len(lesson.samples)
+        start = end
+    return _flat(index, torch.long)
 
 
 def _lay(sequences: Iterable[tuple[Sequence[int], Rollout]]) -> Packed:
     """Prompts and completions end to end; the state before a completion token predicts it."""
     rows = list(sequences)
     lengths = [len(prompt) + len(rollout.completion_ids) for prompt, rollout in rows]
-    starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    starts = [0, *accumulate(lengths)]
     return Packed(
-        input_ids=_ints(chain.from_iterable(chain(prompt, rollout.completion_ids) for prompt, rollout in rows)),
-        positions=_ints(chain.from_iterable(range(n) for n in lengths)),
+        input_ids=_flat([_array(ids) for prompt, rollout in rows for ids in (prompt, rollout.completion_ids)], torch.long),
+        positions=_flat([np.arange(n) for n in lengths], torch.long),
         lengths=tuple(lengths),
-        predicts=_ints(start + len(prompt) - 1 + t for start, (prompt, rollout) in zip(starts, rows, strict=False) for t in rollout.positions),
+        predicts=_flat([start + len(prompt) - 1 + _places(rollout) for start, (prompt, rollout) in zip(starts, rows, strict=False)], torch.long),
     )
 
 
@@ -204,6 +220,15 @@ def _common_temperature(samples: Sequence[TrainingSample]) -> float:
     temperatures = {s.rollout.temperature for s in samples}
     assert len(temperatures) == 1, f"one step samples at one temperature, not {temperatures}"
     return temperatures.pop()
+
+
+def _array(ids: Sequence[int]) -> Int[np.ndarray, " ids"]:
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _flat(parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+    """Arrays end to end."""
+    return torch.from_numpy(np.concatenate(parts)).to(dtype) if parts else torch.empty(0, dtype=dtype)
 
 
 def _ints(values: Iterable[int]) -> torch.Tensor:

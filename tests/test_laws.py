@@ -68,7 +68,7 @@ DIVERGENCES = [
     ForwardKL(), ForwardKL(0.05), ReverseKL(), ReverseKL(0.05), JSD(0.5), JSD(0.2, clip=0.05), Welsch(), TopK(ForwardKL(), 5), TopK(JSD(), 5, of_student=True),
     TeacherTopK(5), TopKTail(JSD(0.5), 5), TopKTail(ReverseKL(), 5), SquaredHellinger(),
 ]  # fmt: skip
-TARGETS = [TeacherDistribution(), PMI(), PMI(clip=2.0, beta=2.0), TrustRegion(0.3), Sharpened()]
+TARGETS = [TeacherDistribution(), PMI(), PMI(clip=2.0, beta=2.0), PMI(clip=math.inf), TrustRegion(0.3), Sharpened()]
 WEIGHTS = [
     Uniform(),
     Uniform(0.771),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from selfdistill.devices import send
 from selfdistill.prefixes import Tree, prefix_tree, separate
 from selfdistill.types import Packed
 
@@ -147,7 +148,7 @@ class _Reading:
 
     def on_device(self, values: np.ndarray) -> Tensor:
         """Made on the host, so that no device is waited for."""
-        return torch.from_numpy(values).to(self.packed.input_ids.device, non_blocking=True)
+        return send(values, self.packed.input_ids.device)
 
 
 class _Behind(DynamicLayer):

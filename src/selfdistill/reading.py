@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -148,7 +149,7 @@ def join(views: Sequence[Packed]) -> Packed:
     """Several packed views as one, end to end."""
     if len(views) == 1:
         return views[0]
-    starts = torch.tensor([0, *(sum(v.lengths) for v in views[:-1])]).cumsum(0).tolist()
+    starts = [0, *accumulate(sum(v.lengths) for v in views[:-1])]
     return Packed(
         input_ids=torch.cat([v.input_ids for v in views]),
         positions=torch.cat([v.positions for v in views]),

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from selfdistill.heads import Head
+from selfdistill.devices import send
+from selfdistill.heads import Head, Product
 from selfdistill.method import Method
 from selfdistill.types import Batch, TokenSignals
 
@@ -48,7 +50,8 @@ def score(
 
     chunk: student tokens scored at once; None takes what CHUNK_ENTRIES allows.
     """
-    size = chunk or rows_held(CHUNK_ENTRIES, hidden.device, head.vocab_size)
+    # a student token's logits stand beside those of all its teachers
+    size = chunk or max(rows_held(CHUNK_ENTRIES, hidden.device, head.vocab_size) * len(hidden) // max(len(batch.token), 1), 1)
     order = Order.of(batch, students=len(hidden), readings=bool(readings))
     edges = [*range(0, len(hidden), size), len(hidden)]
     at_student, at_taught = [], []
@@ -57,7 +60,7 @@ def score(
         start = initial and replace(initial, hidden=initial.hidden[place.students])
         run = partial(_score_states, method, order.piece(place), batch.temperature, head, views, start)
         states = hidden[place.students]
-        whole = len(edges) == 2 and chunk is None
+        whole = len(edges) == 2
         unique, pairs = run(states) if whole or not torch.is_grad_enabled() else checkpoint(run, states, use_reentrant=False, preserve_rng_state=False)
         at_student.append(unique)
         at_taught.append(pairs)
@@ -102,26 +105,38 @@ class Order:
     token: Int[Tensor, " student_tokens"]
     label_token: Int[Tensor, "student_tokens labels"]
     label_share: Float[Tensor, "student_tokens labels"]
+    students: tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " taught_tokens"]]
+    """On the host: the student token of each of `tokens`, and of each of `taught`."""
+    samples: Int[np.ndarray, " tokens"]
+    """On the host: the sample of each of `tokens`."""
 
     @classmethod
     def of(cls, batch: Batch, *, students: int, readings: bool) -> "Order":
-        """readings: whether there are any views."""
-        tokens = batch.student_token.argsort(stable=True)
-        is_taught = batch.taught[batch.sample] if readings else torch.zeros_like(batch.sample, dtype=torch.bool)
-        taught_at = is_taught[tokens].nonzero()[:, 0]
+        """readings: whether there are any views. Sorted on the host, so that no device is waited for."""
+        host, device = batch.host, batch.token.device
+        tokens = host.student_token.argsort(kind="stable")
+        is_taught = host.taught[host.sample] & readings
+        taught_at = np.flatnonzero(is_taught[tokens])
         taught = tokens[taught_at]
-        columns = (_at_students(batch, x, students) for x in (batch.token, batch.label_token, batch.label_share))
-        token, label_token, label_share = columns
-        rows = (is_taught.cumsum(0) - 1)[taught]
-        return cls(batch=batch, tokens=tokens, taught=taught, taught_at=taught_at, rows=rows, token=token, label_token=label_token, label_share=label_share)
+        token, label_token, label_share = (_at_students(batch, x, students) for x in (batch.token, batch.label_token, batch.label_share))
+        return cls(
+            batch=batch,
+            tokens=send(tokens, device),
+            taught=send(taught, device),
+            taught_at=send(taught_at, device),
+            rows=send((is_taught.cumsum() - 1)[taught], device),
+            token=token,
+            label_token=label_token,
+            label_share=label_share,
+            students=(host.student_token[tokens], host.student_token[taught]),
+            samples=host.sample[tokens],
+        )
 
     def places(self, edges: Sequence[int]) -> list[Place]:
         """The ranges of student tokens between edges."""
-        at = torch.tensor(edges, device=self.tokens.device)
-        tokens, pairs = (torch.searchsorted(self.batch.student_token[x], at).tolist() for x in (self.tokens, self.taught))
+        tokens, pairs = (np.searchsorted(students, edges).tolist() for students in self.students)
         # samples of one rollout stand together, so those of a range begin with its first token's and end with its last one's
-        sample = self.batch.sample[self.tokens]
-        first, last = sample[tokens[:-1]].tolist(), sample[[t - 1 for t in tokens[1:]]].tolist()
+        first, last = self.samples[tokens[:-1]].tolist(), self.samples[[t - 1 for t in tokens[1:]]].tolist()
         return [
             Place(students=slice(*edges[i : i + 2]), tokens=slice(*tokens[i : i + 2]), pairs=slice(*pairs[i : i + 2]), samples=slice(first[i], last[i] + 1))
             for i in range(len(first))
@@ -181,6 +196,18 @@ def score_piece(
     divergence = method.divergence(shared, target, token) if method.distill_coef else torch.zeros_like(target[:, 0])
     unique = torch.stack([logp, policy_logp, label_kl, _entropy(student), reference_kl])
     return unique, torch.stack([_pick(target, token), _entropy(target), divergence])
+
+
+Scorer = Callable[[Method, Piece, float, Product, Mapping[str, Product], Product | None], tuple[Tensor, Tensor]]
+"""`score_piece` of head products: method, piece, temperature, the student's, the views', pi_0's."""
+
+
+def score_logits(
+    method: Method, piece: Piece, temperature: float, student: Product, views: Mapping[str, Product], initial: Product | None
+) -> tuple[Float[Tensor, "5 chunk"], Float[Tensor, "3 pairs"]]:
+    """A Scorer that writes log-probs out."""
+    of_views = {role: view.logits for role, view in views.items()}
+    return score_piece(method, piece, temperature, student.logits(), of_views, initial and initial.logits)
 
 
 def assemble(

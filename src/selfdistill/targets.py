@@ -36,9 +36,12 @@ class PMI:
     def __call__(self, views: Mapping[str, Float[Tensor, "tokens vocab"]]) -> Float[Tensor, "tokens vocab"]:
         gain = views["teacher"] - views["reference"]
         gain = gain - gain.mean(-1, keepdim=True)
+        return torch.log_softmax(views["base"] + self.bounded(gain) / self.beta, dim=-1)
+
+    def bounded(self, gain: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """c tanh(gain / c)."""
         # inf times tanh(0) is no number
-        bounded = gain if self.clip == math.inf else self.clip * torch.tanh(gain / self.clip)
-        return torch.log_softmax(views["base"] + bounded / self.beta, dim=-1)
+        return gain if self.clip == math.inf else self.clip * torch.tanh(gain / self.clip)
 
 
 @dataclass(frozen=True)

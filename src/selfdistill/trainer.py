@@ -3,13 +3,14 @@
 import logging
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from selfdistill.config import Settings
 from selfdistill.data import ProblemStream
@@ -116,8 +117,9 @@ class Trainer:
             self.sampler.sync(self.policy, self.steps_done)
         applied = {n: v for n, v in updates.items() if n in APPLIED}
         metrics: dict[str, float] = rollout_metrics(groups, samples) | token_metrics(updates) | applied | self.tools.metrics
-        metrics |= {"lr": lr, "tokens_per_s": metrics["trained_tokens"] / sum(clock.seconds.values())}
-        return StepResult(step=self.steps_done, metrics=metrics, seconds=dict(clock.seconds), groups=groups, samples=samples, policy=self.policy)
+        seconds = clock.seconds
+        metrics |= {"lr": lr, "tokens_per_s": metrics["trained_tokens"] / sum(seconds.values())}
+        return StepResult(step=self.steps_done, metrics=metrics, seconds=seconds, groups=groups, samples=samples, policy=self.policy)
 
     def _tools(self, task: Task) -> Tools:
         return Tools(
@@ -156,7 +158,7 @@ class Trainer:
         return {name: value / (steps if name.startswith(("loss_", *APPLIED)) else passes) for name, value in totals.items()}
 
     def _update(self, batches: list[Batch], clock: "_Clock") -> dict[str, float]:
-        sums: dict[str, Any] = defaultdict(float)
+        sums: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with clock("score"):
                 learned = learn_from(self.policy, self.readers, self.method, batch)
@@ -165,10 +167,11 @@ class Trainer:
             if batch.proximal_logp is None and self.settings.updates_per_step > 1:
                 batches[i] = replace(batch, proximal_logp=learned.policy_logp)
             for name, value in learned.sums.items():
-                sums[name] = sums[name] + value
+                sums[name] = sums.get(name, 0.0) + value
         with clock("step"):
-            sums |= self._apply()
-        return {name: float(value) for name, value in sums.items()}
+            applied = self._apply()
+        # one copy: each would wait for the device
+        return dict(zip(sums, torch.stack([value.double() for value in sums.values()]).tolist(), strict=True)) | applied
 
     def _nothing(self) -> dict[str, float]:
         """An update without anything to learn: the schedule counts it, so that runs of equal length end at equal rates."""
@@ -194,17 +197,37 @@ class Trainer:
 
 
 class _Clock:
-    """Seconds by phase; an accelerator is waited for at the end of each, so that phases own their work."""
+    """Seconds by phase. An accelerator's are of its own clock, so that phases own their work, and it is waited for when they are asked for."""
 
     def __init__(self, watch: Callable[[str], AbstractContextManager[Any]]) -> None:
         self.watch = watch
-        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.marks: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         with self.watch(phase):
-            start = time.perf_counter()
+            start = _now()
             yield
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds[phase] += time.perf_counter() - start
+            self.marks.append((phase, start, _now()))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        found: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        for phase, start, end in self.marks:
+            found[phase] += _between(start, end)
+        return found
+
+
+def _now() -> Any:
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000

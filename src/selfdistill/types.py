@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from selfdistill.devices import send
 
 Message = Mapping[str, str]
 Weights = Literal["teacher", "initial", "student"]
@@ -162,12 +165,21 @@ class Packed:
 
     def to(self, device: torch.device) -> "Packed":
         return Packed(
-            input_ids=self.input_ids.to(device),
-            positions=self.positions.to(device),
+            input_ids=send(self.input_ids, device),
+            positions=send(self.positions, device),
             lengths=self.lengths,
-            predicts=self.predicts.to(device),
+            predicts=send(self.predicts, device),
             kept_ids=self.host_ids,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostIndex:
+    """Where a batch's tokens belong, on the host: looking there waits for no device."""
+
+    student_token: Int[np.ndarray, " tokens"]
+    sample: Int[np.ndarray, " tokens"]
+    taught: Bool[np.ndarray, " samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +218,19 @@ class Batch:
     reference_scale: Float[Tensor, " samples"]
     temperature: float
     """At which the rollouts were sampled."""
+    kept: HostIndex | None = None
+    """Where the batch is on a device: what `host` gives."""
+
+    @property
+    def host(self) -> HostIndex:
+        """Where its tokens belong."""
+        if self.kept is not None:
+            return self.kept
+        return HostIndex(student_token=self.student_token.cpu().numpy(), sample=self.sample.cpu().numpy(), taught=self.taught.cpu().numpy())
 
     def to(self, device: torch.device) -> "Batch":
-        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+        moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
+        return replace(self, **moved | {"kept": None if device.type == "cpu" else self.host})
 
     def at(self, tokens: Int[Tensor, " chosen"], *, samples: slice, first: int) -> "Batch":
         """Some tokens of some samples, whose student tokens are counted from `first`; packed views stay whole."""
@@ -217,14 +239,16 @@ class Batch:
         chosen = {name: None if (x := getattr(self, name)) is None else x[tokens] for name in by_token}
         chosen |= {name: getattr(self, name)[samples] for name in by_sample}
         chosen |= {"student_token": self.student_token[tokens] - first, "sample": self.sample[tokens] - samples.start}
-        return replace(self, **chosen, annotations={name: x[tokens] for name, x in self.annotations.items()})
+        return replace(self, **chosen, kept=None, annotations={name: x[tokens] for name, x in self.annotations.items()})
 
 
 def _moved(value: Any, device: torch.device) -> Any:
     """Tensors and packed views on the device, inside mappings too; anything else as it is."""
     if isinstance(value, Mapping):
         return {name: _moved(v, device) for name, v in value.items()}
-    return value.to(device) if isinstance(value, Tensor | Packed) else value
+    if isinstance(value, Tensor):
+        return send(value, device)
+    return value.to(device) if isinstance(value, Packed) else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,11 @@ POINTERS |= dict.fromkeys(("a", "b", "c", "student", "initial"), "*bf16")
 CONSTANTS = {"SCALE": 1.0, "CAP": 30.0, "RATE": 0.9, "POLICY_RATE": 1.0, "POLICY": True, "INITIAL": True, "TILE": 2048}
 CONSTANTS |= {"STRETCH": 1.0, "BOUND": 10.0, "BETA": 0.5, "LOG_BETA": -0.69, "LOG_REST": -0.69}
 
+KINDS = [{"KIND": 2, "DIVERGENCE": 3, "CLIP": 0.05}, {"KIND": 1, "DIVERGENCE": 1, "CLIP": None}, {"KIND": 2, "BOUND": None, "DIVERGENCE": 2, "CLIP": None}]
+
 
 @pytest.mark.parametrize("program", ["normalise", "compare", "differentiate"])
-@pytest.mark.parametrize("kinds", [{"KIND": 2, "DIVERGENCE": 3, "CLIP": 0.05}, {"KIND": 1, "DIVERGENCE": 1, "CLIP": None}], ids=str)
+@pytest.mark.parametrize("kinds", KINDS, ids=str)
 def test_every_program_compiles_for_an_accelerator(program, kinds, tmp_path, monkeypatch):
     """The interpreter takes more of Python than the compiler does, which needs no accelerator itself."""
     import triton

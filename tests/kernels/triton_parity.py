@@ -18,13 +18,14 @@ from test_laws import DIVERGENCES, TARGETS, Sharpened, SquaredHellinger  # noqa:
 
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TeacherTopK, TopK, TopKTail, Welsch  # noqa: E402
 from selfdistill.heads import Head, Product  # noqa: E402
-from selfdistill.kernels import fused, triton_sweeps  # noqa: E402
+from selfdistill.kernels import fused, triton_scoring, triton_sweeps  # noqa: E402
 from selfdistill.kernels.triton_scoring import score_products, supported  # noqa: E402
 from selfdistill.method import Method  # noqa: E402
-from selfdistill.scoring import Piece, score_piece  # noqa: E402
+from selfdistill.scoring import Piece, score_logits, score_piece  # noqa: E402
 from selfdistill.targets import PMI, TeacherDistribution, TrustRegion  # noqa: E402
 
 VOCAB, ROWS = 11, 3
+WHOLE_TILE = triton_sweeps.TILE
 HEAD = Head(weight=torch.zeros(VOCAB, 1))
 MIXED = torch.tensor([0, 0, 0, 2])
 """Rows with three teachers, with none and with one."""
@@ -121,6 +122,11 @@ def test_vocabularies_around_a_tile(vocab, monkeypatch):
     same(both(ALL_TERMS, vocab=vocab))
 
 
+def test_the_tile_of_an_accelerator(monkeypatch):
+    monkeypatch.setattr(triton_sweeps, "TILE", WHOLE_TILE)
+    same(both(replace(ALL_TERMS, target=PMI()), vocab=2 * WHOLE_TILE + 77), atol=1e-4, rtol=1e-4)
+
+
 def test_tokens_of_probability_zero_count_nothing():
     """Logits far apart: entries whose weight underflows are 0, and the rest stays finite."""
     for divergence in (ForwardKL(), JSD(0.5), ReverseKL()):
@@ -188,8 +194,26 @@ def test_a_slab_is_one_block_and_the_gradient_needs_no_copy(monkeypatch):
     assert rows == [8, 7]
 
 
-def test_the_device_chooses():
+def test_the_device_chooses(monkeypatch):
+    monkeypatch.setattr(fused, "runs", lambda device: True)
     choose = lambda device: fused._scorer(None, Method(), HEAD, others=[HEAD], device=torch.device(device))  # noqa: E731
-    assert choose("cpu") is fused._score_logits and choose("cuda") is score_products
-    assert fused._scorer("torch", Method(), HEAD, others=[], device=torch.device("cuda")) is fused._score_logits
-    assert fused._scorer(None, Method(target=Sharpened()), HEAD, others=[], device=torch.device("cuda")) is fused._score_logits
+    assert choose("cpu") is score_logits and choose("cuda") is score_products
+    assert fused._scorer("torch", Method(), HEAD, others=[], device=torch.device("cuda")) is score_logits
+    assert fused._scorer(None, Method(target=Sharpened()), HEAD, others=[], device=torch.device("cuda")) is score_logits
+
+
+def test_programs_are_tried_before_they_are_used(monkeypatch, caplog):
+    triton_scoring.runs.cache_clear()
+    assert triton_scoring.runs(torch.device(DEVICE)) and not caplog.records
+
+    def cannot(*args):
+        raise RuntimeError("Failed to find C compiler\nand more")
+
+    for broken, said in ((cannot, "Failed to find C compiler"), (lambda *args: [0.5 * x for x in score_logits(*args)], "its numbers are not")):
+        caplog.clear()
+        triton_scoring.runs.cache_clear()
+        monkeypatch.setattr(triton_scoring, "score_products", broken)
+        assert not triton_scoring.runs(torch.device(DEVICE))
+        (record,) = caplog.records
+        assert said in record.getMessage() and "and more" not in record.getMessage()
+    triton_scoring.runs.cache_clear()

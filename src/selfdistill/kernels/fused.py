@@ -4,12 +4,14 @@ A loss is a sum over samples (law 2), so its gradient is known as soon as a samp
 logits again: one head product for the student's values, one for each view, two for the gradient.
 """
 
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from math import ceil
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,17 +19,20 @@ from torch.autograd.function import once_differentiable
 
 from selfdistill.heads import Head, Product
 from selfdistill.kernels.products import add_outer, linear
-from selfdistill.kernels.triton_scoring import score_products, supported
+from selfdistill.kernels.triton_scoring import runs, score_products, supported
 from selfdistill.loss import objective
 from selfdistill.method import Method
-from selfdistill.scoring import CHUNK_ENTRIES, Order, Piece, Place, Reading, assemble, rows_held, score, score_piece
+from selfdistill.scoring import CHUNK_ENTRIES, Order, Place, Reading, Scorer, assemble, rows_held, score, score_logits
 from selfdistill.types import Batch
 
-Scorer = Callable[[Method, Piece, float, Product, Mapping[str, Product], Product | None], tuple[Tensor, Tensor]]
 SLAB_ENTRIES = {"cpu": 2**22, "cuda": 2**27}
-"""Logits of the student held at once, and as many of each view: fewer make products smaller and a trained head's gradient be added up more often."""
+"""Logits of each role held at once, over all teachers of a token: fewer make products smaller and a trained head's gradient be added up more often."""
+LEAST_ROWS = 32
+"""Student tokens of a slab, however many teachers they have: reading a head's weights takes as long as multiplying so many rows by them."""
 BLOCK_ENTRIES = {"cpu": 2**19, "cuda": 2**25}
-"""Logits scored and differentiated at once: on a CPU as many as stay in its cache from one elementwise pass to the next."""
+"""Logits of each role scored and differentiated at once: on a CPU as many as stay in its cache from one elementwise pass to the next."""
+LONGEST_ENTRIES = {"cpu": 2**26, "cuda": 2**29}
+"""Logits of each role held at once where Triton scores a whole rollout: it makes no copies of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +59,18 @@ def learn(
     """The values of `objective(method, score(...))` and the gradient of its backward, with every logit computed once.
 
     slab: student tokens whose logits are held at once; block: those of them scored at once; kernel: what scores them; None takes what the
-    device allows, and for a part that looks along rollouts a slab of the longest one, as far as CHUNK_ENTRIES allow. Where a rollout has more tokens
-    than that, or than the slab that is given, chunks are scored instead, whose logits backward computes again.
+    device allows, and for a part that looks along rollouts a slab of the longest one, as far as CHUNK_ENTRIES (Triton: LONGEST_ENTRIES) allow. Where a
+    rollout has more tokens than that, or than the slab that is given, chunks are scored instead, whose logits backward computes again.
     """
-    given, slab = slab, slab or rows_held(SLAB_ENTRIES, hidden.device, head.vocab_size)
     scorer = _scorer(kernel, method, head, others=[r.head for r in (*readings.values(), initial) if r], device=hidden.device)
-    block = min(slab, block or (slab if scorer is score_products else rows_held(BLOCK_ENTRIES, hidden.device, head.vocab_size)))
+    # a student token's logits stand beside those of all its teachers
+    rows = partial(_rows, device=hidden.device, vocab_size=head.vocab_size, teachers=ceil(len(batch.token) / len(hidden)))
+    given, slab = slab, slab or rows(SLAB_ENTRIES, least=LEAST_ROWS)
+    block = min(slab, block or (slab if scorer is score_products else rows(BLOCK_ENTRIES)))
     edges = list(range(0, len(hidden), block)) if method.pointwise else _between_rollouts(batch, len(hidden), block)
     edges.append(len(hidden))
     longest = max(b - a for a, b in pairwise(edges))
-    if not given and longest <= rows_held(CHUNK_ENTRIES, hidden.device, head.vocab_size):
+    if not given and longest <= rows(LONGEST_ENTRIES if scorer is score_products else CHUNK_ENTRIES):
         slab = max(slab, longest)
     if longest > slab:
         signals = score(method, batch, hidden=hidden, head=head, readings=readings, initial=initial, chunk=slab)
@@ -147,17 +154,16 @@ class _Sweep:
         return _Known.apply(self.loss, len(known), *(x for x, _ in known), *(g for _, g in known))  # pyright: ignore[reportReturnType]
 
 
+def _rows(entries: Mapping[str, int], *, device: torch.device, vocab_size: int, teachers: int, least: int = 1) -> int:
+    """Student tokens whose logits, and those of each of their teachers, are so many; `least` of them where a token without teachers would have more."""
+    alone = rows_held(entries, device, vocab_size)
+    return max(alone // max(teachers, 1), min(alone, least))
+
+
 def _scorer(kernel: Literal["torch", "triton"] | None, method: Method, head: Head, *, others: Sequence[Head], device: torch.device) -> Scorer:
     """Triton's where it runs and knows the method, unless asked otherwise."""
-    fast = device.type == "cuda" and importlib.util.find_spec("triton") is not None and supported(method, head, others)
-    return score_products if kernel == "triton" or (kernel is None and fast) else _score_logits
-
-
-def _score_logits(
-    method: Method, piece: Piece, temperature: float, student: Product, views: Mapping[str, Product], initial: Product | None
-) -> tuple[Tensor, Tensor]:
-    of_views = {role: view.logits for role, view in views.items()}
-    return score_piece(method, piece, temperature, student.logits(), of_views, initial and initial.logits)
+    fast = kernel is None and device.type == "cuda" and supported(method, head, others) and runs(device)
+    return score_products if kernel == "triton" or fast else score_logits
 
 
 class _Known(torch.autograd.Function):
@@ -179,8 +185,9 @@ class _Known(torch.autograd.Function):
 
 def _between_rollouts(batch: Batch, students: int, block: int) -> list[int]:
     """Cuts between the rollouts of a micro-batch, as many of them together as a block holds."""
-    sample = batch.sample.new_full((students,), len(batch.length)).scatter_reduce(0, batch.student_token, batch.sample, "amin")
-    starts = [0, *((sample[1:] != sample[:-1]).nonzero()[:, 0] + 1).tolist(), students]
+    host, sample = batch.host, np.full(students, len(batch.length))
+    np.minimum.at(sample, host.student_token, host.sample)
+    starts = [0, *(np.flatnonzero(sample[1:] != sample[:-1]) + 1).tolist(), students]
     edges = [0]
     for start, end in pairwise(starts):
         if end - edges[-1] > block and start > edges[-1]:

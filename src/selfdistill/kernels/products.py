@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 LEAST = 2**20
 """Multiplications below which oneDNN's own start costs more than it saves."""
 
-ADDED = 2**20
+ADDED = {"cpu": 2**20, "cuda": 2**26}
 """Numbers of a product that is added up held at once: a vocabulary's gradient would be held twice."""
 
 
@@ -35,10 +35,10 @@ def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows oute
     """total += one^T other, in place; a product that cannot be written there is made some of its rows at a time."""
     if total.dtype == one.dtype and not _suits(one.T, other.T):
         total.addmm_(one.T, other)
-    elif total.numel() <= ADDED or total.device.type != "cpu":
+    elif total.numel() <= (added := ADDED.get(total.device.type, ADDED["cpu"])):
         total += _outer(one, other)
     else:
-        for start in range(0, len(total), step := max(ADDED // total.shape[1], 1)):
+        for start in range(0, len(total), step := max(added // total.shape[1], 1)):
             total[start : start + step] += linear(one.T[start : start + step], other.T)
 
 

@@ -40,7 +40,9 @@ def target(
     u = logits(a, at, vocab, SCALE, CAP) * RATE
     if KIND == 2:
         gain = u - logits(b, at, vocab, SCALE, CAP) * RATE - centre
-        u = logits(c, at, vocab, SCALE, CAP) * RATE + BOUND * tanh(gain / BOUND) / STRETCH
+        if BOUND is not None:
+            gain = BOUND * tanh(gain / BOUND)
+        u = logits(c, at, vocab, SCALE, CAP) * RATE + gain / STRETCH
     if KIND == 3:
         u = (1 - STRETCH) * u + STRETCH * RATE * logits(b, at, vocab, SCALE, CAP)
     return u

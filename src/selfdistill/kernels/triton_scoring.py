@@ -1,6 +1,8 @@
 """`score_piece` with its sums over the vocabulary in Triton programs: head products in, the same signals and gradients out."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -9,9 +11,10 @@ from torch import Tensor
 from selfdistill.divergences import JSD, ForwardKL, ReverseKL, TeacherTopK, TopK, TopKTail, Welsch
 from selfdistill.heads import Head, Product
 from selfdistill.method import Method
-from selfdistill.scoring import Piece, label_divergence
+from selfdistill.scoring import Piece, Scorer, label_divergence, score_logits
 from selfdistill.targets import PMI, TeacherDistribution, TrustRegion
 
+log = logging.getLogger(__name__)
 ROLES = {TeacherDistribution: ("teacher",), PMI: ("teacher", "reference", "base"), TrustRegion: ("teacher", "live")}
 SUMMED = (ForwardKL, ReverseKL, JSD)
 OF_FEW = (TopK, TopKTail, TeacherTopK)
@@ -29,6 +32,32 @@ def supported(method: Method, head: Head, others: Sequence[Head]) -> bool:
         known = type(divergence) in (*SUMMED, Welsch)
     alike = all((other.scale, other.softcap) == (head.scale, head.softcap) for other in others)
     return alike and target in ROLES and (known or not method.distill_coef)
+
+
+@cache
+def runs(device: torch.device) -> bool:
+    """Whether the programs run there: tried once, beside the torch blocks; where they do not, why is said, and the blocks do the work."""
+    try:
+        found, expected = (_tried(score, device) for score in (score_products, score_logits))
+        if all(torch.allclose(one, other, atol=1e-3, rtol=1e-3) for one, other in zip(found, expected, strict=True)):
+            return True
+        reason = "its numbers are not those of the torch blocks"
+    except Exception as error:  # a missing package or compiler, a card that it does not know
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    log.warning("losses are scored without Triton's programs, more slowly: %s", reason)
+    return False
+
+
+def _tried(score: Scorer, device: torch.device) -> list[Tensor]:
+    """Signals of three tokens of five words, and the gradient by their product."""
+    values = torch.arange(15.0, device=device).view(3, 5).sin()
+    token, head = torch.arange(3, device=device), Head(weight=values.new_zeros(5, 1))
+    piece = Piece(token=token, label_token=token[:, None], label_share=values.new_ones(3, 1), student=None)
+    student, teacher = Product(head=head, values=values.clone().requires_grad_()), Product(head=head, values=values.flip(0))
+    with torch.enable_grad():
+        unique, pairs = score(Method(divergence=JSD()), piece, 1.0, student, {"teacher": teacher}, None)
+        (gradient,) = torch.autograd.grad(unique[0].sum() + pairs[2].sum(), student.values)
+    return [unique.detach(), pairs.detach(), gradient]
 
 
 def score_products(
@@ -105,7 +134,7 @@ def _pairs(
 def _at(target: object, views: Mapping[str, Float[Tensor, "pairs k"]], centre: Float[Tensor, "pairs 1"]) -> Float[Tensor, "pairs k"]:
     """A target's log-probs of single tokens, up to a constant a pair."""
     if isinstance(target, PMI):
-        return views["base"] + target.clip * torch.tanh((views["teacher"] - views["reference"] - centre) / target.clip) / target.beta
+        return views["base"] + target.bounded(views["teacher"] - views["reference"] - centre) / target.beta
     if isinstance(target, TrustRegion):
         return (1 - target.mix) * views["teacher"] + target.mix * views["live"]
     return views["teacher"]

@@ -47,14 +47,18 @@ class Work:
     def kinds(self) -> dict[str, float | None]:
         """How `target` and `entries` read their constants."""
         wish, entry = self.target, self.divergence
-        of_target = {"KIND": TARGETS[type(wish)], "STRETCH": getattr(wish, "beta", getattr(wish, "mix", 0.0)), "BOUND": getattr(wish, "clip", 0.0)}
+        of_target = {"KIND": TARGETS[type(wish)], "STRETCH": getattr(wish, "beta", getattr(wish, "mix", 0.0)), "BOUND": _bound(getattr(wish, "clip", math.inf))}
         beta, clip = getattr(entry, "beta", 0.5), getattr(entry, "clip", math.inf)
         known = {"DIVERGENCE": DIVERGENCES.get(type(entry), 0), "BETA": beta, "LOG_BETA": math.log(beta), "LOG_REST": math.log1p(-beta)}
-        return of_target | known | {"CLIP": None if clip == math.inf else clip}
+        return of_target | known | {"CLIP": _bound(clip)}
 
     def view_rows(self, otherwise: Tensor) -> list[Any]:
         """Three pointers with their strides, whatever the number of views."""
         return [x for view in (*self.views, otherwise, otherwise, otherwise)[:3] for x in (view, view.stride(0))]
+
+
+def _bound(value: float) -> float | None:
+    return None if value == math.inf else value
 
 
 class Sweep(torch.autograd.Function):
@@ -108,5 +112,6 @@ def _by_tile(work: Work, upstream: Tensor, rows: int, vocab: int) -> tuple[Tenso
     """Single logits in the order in which tiles are written: where each tile's begin [rows tiles + 1], their tokens, their gradients."""
     keys, order = (work.at[0] * vocab + work.at[1]).sort(stable=True)
     starts = torch.arange(0, vocab, TILE, device=keys.device) + vocab * torch.arange(rows, device=keys.device)[:, None]
-    edges = torch.cat([starts.flatten(), starts.new_tensor([rows * vocab])])
+    # filled, not copied: a copy from the host waits for the device
+    edges = torch.cat([starts.flatten(), starts.new_full((1,), rows * vocab)])
     return torch.searchsorted(keys, edges), work.at[1][order], upstream[order]

@@ -4,6 +4,7 @@ The two are apart because a traced step is slower: shares and rates are of a ste
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,8 @@ WRITTEN_PASSES = 32
 OPERATORS = ("aten::", "mkldnn::")
 """Namespaces of the operators that a model runs."""
 TOP_OPERATORS = 8
+QUIET = "7"
+"""The level of its log at which torch's profiler says nothing."""
 
 
 class Stopwatch:
@@ -112,6 +115,8 @@ class Trace:
         if which == self.running:
             return
         self.stop()
+        # it would write lines of its own among the run's
+        os.environ.setdefault("KINETO_LOG_LEVEL", QUIET)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self.profiles[which], self.running, self.passes = profile(activities=activities), which, 0
         self.profiles[which].start()

@@ -7,7 +7,6 @@ compiling its layers take the forms of selfdistill.kernels, of which products an
 """
 
 import argparse
-import json
 import statistics
 import time
 
@@ -15,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from workload import OUT, RANDOM, measured_before, model_folder, processor
+from workload import RANDOM, device_here, measured_before, measured_on, model_folder, positive, write
 
 from selfdistill.loading import load_policy
 
@@ -58,12 +57,13 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, float | None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=tuple(ROWS))
+    parser.add_argument("--device", type=device_here, default="cpu", choices=tuple(ROWS))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--models", nargs="+", default=["tiny"], choices=("tiny", "smollm2-135m", *RANDOM))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive, default=5)
     arguments = parser.parse_args()
-    machine = {"processor": processor(), "device": arguments.device, "dtype": arguments.dtype, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    about = {"device": arguments.device, "dtype": arguments.dtype, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = measured_on(arguments.device, **about)
     results = measured_before("compiled", machine=machine).get("models", {})
     table = Table("model", "a round, s", "compiled, s", "plain / compiled", "compiling, s", "won back after rounds")
     for model in arguments.models:
@@ -77,7 +77,7 @@ def main() -> None:
             f"{found['compiling_s']:.1f}",
             "never" if found["rounds_to_win_back"] is None else f"{found['rounds_to_win_back']:,.0f}",
         )
-    (OUT / "compiled.json").write_text(json.dumps({"machine": machine, "models": results}, indent=2) + "\n")
+        write("compiled", {"machine": machine, "models": results})
     console.print(table)
 
 

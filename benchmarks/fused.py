@@ -1,7 +1,9 @@
 """What a loss costs between final hidden states and their gradient: `learn` beside the head products that nobody can save, plain torch, and peers.
 
 python benchmarks/fused.py [--device cuda --dtype bfloat16] [--tokens 8192 --hidden 4096 --vocab 151936] [--heads trained frozen]
-prints tables and writes benchmarks/out/fused.json; on a CPU in CPU seconds of one thread, each way in a process of its own, in turns
+prints tables and writes benchmarks/out/fused.json after every pass; on a CPU in CPU seconds of one thread, each way in a process of its own, in turns
+
+What other settings and machines measured stays in the file. A way that fails is said and the rest go on; unless it is a peer's, the exit status is 1.
 """
 
 import argparse
@@ -10,13 +12,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, Meter, measured_before, processor
+from workload import PEERS, Meter, device_here, last_words, measured_before, measured_on, peer_environment, positive, write
 
 from selfdistill.heads import Head
 from selfdistill.kernels import products
@@ -38,19 +41,20 @@ WAYS = {
     "trl": "TRL's chunked divergence",
     "liger": "Liger's fused linear JSD",
 }
-PEERS = ("trl", "liger")
-"""Both know a plain JSD between two heads and nothing else, so they stand beside gkd alone."""
+PEERS_KNOW = ("gkd", "trained")
+"""A plain JSD between two heads, of which the student's learns, and nothing else."""
+ROLLOUTS = 16
 WARM_UP = 64
 """Tokens of the pass before the first measured one: it compiles, loads and fills what is filled once."""
 console = Console(width=130)
 
 
 def batch_of(tokens: int, vocab: int, device: str, roles: tuple[str, ...], reads_initial: bool) -> Batch:
-    """16 rollouts of random tokens, all taught."""
-    generator, rollouts = torch.Generator().manual_seed(0), 16
-    ids, order, one = torch.randint(0, vocab, (tokens,), generator=generator), torch.arange(tokens), torch.ones(rollouts)
-    length = tokens // rollouts
-    packed = Packed(input_ids=ids, positions=order % length, lengths=(length,) * rollouts, predicts=order)
+    """ROLLOUTS rollouts of random tokens, all taught."""
+    generator = torch.Generator().manual_seed(0)
+    ids, order, one = torch.randint(0, vocab, (tokens,), generator=generator), torch.arange(tokens), torch.ones(ROLLOUTS)
+    length = tokens // ROLLOUTS
+    packed = Packed(input_ids=ids, positions=order % length, lengths=(length,) * ROLLOUTS, predicts=order)
     scalars = dict.fromkeys(("reward", "advantage", "distill_scale", "policy_scale", "label_scale", "reference_scale"), one / tokens)
     return Batch(
         student=packed,
@@ -162,23 +166,34 @@ def run(arguments: argparse.Namespace) -> dict:
     return {"seconds": statistics.median(seconds), "memory_mib": meter.stop()}
 
 
-def measure(method: str, heads: str, arguments: argparse.Namespace) -> dict[str, dict]:
-    """Every way in turn, `repeats` times; a way that cannot run here says why."""
-    ways = [w for w in arguments.ways if (w != "triton" or arguments.device != "cpu") and (w not in PEERS or (method == "gkd" and heads == "trained"))]
-    found: dict[str, list[dict]] = {way: [] for way in ways}
+def ways_of(method: str, heads: str, arguments: argparse.Namespace) -> list[str]:
+    """Those of the asked ways that the device and the method have."""
+    cuda, known = arguments.device != "cpu", (method, heads) == PEERS_KNOW
+    return [w for w in arguments.ways if (w != "triton" or cuda) and (w not in PEERS or known)]
+
+
+def turns(
+    method: str, heads: str, ways: Sequence[str], environments: Mapping[str, dict[str, str]], arguments: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, float] | None]]:
+    """Figures of every way in turn, `repeats` times; None, after saying why, for one that fails, which has no further turn."""
     sizes = [text for name in ("device", "dtype", "tokens", "hidden", "vocab", "passes") for text in (f"--{name}", str(getattr(arguments, name)))]
+    left = list(ways)
     for _ in range(arguments.repeats):
-        for way in list(found):
+        for way in list(left):
             command = [sys.executable, __file__, "--one", way, "--method", method, "--heads", heads, *sizes]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=environments.get(way))
             if done.returncode:
-                console.print(f"{method}, {WAYS[way]}: skipped, {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}")
-                found.pop(way)
-                continue
-            found[way].append(json.loads(done.stdout.strip().splitlines()[-1]))
+                console.print(f"{method}, {heads} head, {WAYS[way]}: left out, {last_words(done.stderr)}", markup=False)
+                left.remove(way)
+            yield way, None if done.returncode else json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compared(found: Mapping[str, Sequence[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Medians by way, and what they are of the floor and of plain torch where those were measured."""
     result = {way: {key: statistics.median(f[key] for f in each) for key in each[0]} for way, each in found.items()}
     for figures in result.values():
-        figures["of_floor"] = figures["seconds"] / result["floor"]["seconds"]
+        if "floor" in result:
+            figures["of_floor"] = figures["seconds"] / result["floor"]["seconds"]
         if "plain" in result:
             figures["of_plain"] = figures["seconds"] / result["plain"]["seconds"]
             figures["memory_of_plain"] = figures["memory_mib"] / result["plain"]["memory_mib"]
@@ -193,30 +208,49 @@ def show(method: str, heads: str, result: dict[str, dict]) -> None:
     console.print(table)
 
 
+def measure(arguments: argparse.Namespace, work: Mapping[tuple[str, str], Sequence[str]]) -> set[str]:
+    """Measures, shows and writes the ways of every (method, heads); those that failed."""
+    setting = {name: getattr(arguments, name) for name in ("device", "dtype", "tokens", "hidden", "vocab", "repeats", "passes")}
+    run, failed = {"setting": setting, "machine": measured_on(arguments.device, torch=torch.__version__)}, set()
+    known = measured_before("fused").get("runs", [])
+    results = next((r["results"] for r in known if r | run == r), {})
+    others = [r for r in known if r | run != r]
+    peers = {way: peer_environment(way) for way in PEERS if any(way in ways for ways in work.values())}
+    environments = {way: environment for way, environment in peers.items() if environment}
+    for (method, heads), ways in work.items():
+        found: dict[str, list[dict[str, float]]] = {}
+        for way, figures in turns(method, heads, [w for w in ways if w not in PEERS or w in environments], environments, arguments):
+            if figures is None:
+                failed.add(way)
+                continue
+            found.setdefault(way, []).append(figures)
+            results[f"{method}, {heads}"] = compared(found)
+            write("fused", {"runs": [*others, run | {"results": results}]})
+        if found:
+            show(method, heads, compared(found))
+    return failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_here, default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    for name, value in {"tokens": 2048, "hidden": 576, "vocab": 49152, "repeats": 1, "passes": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--tokens", type=partial(positive, of=ROLLOUTS), default=2048, help=f"of {ROLLOUTS} rollouts together")
+    for name, value in {"hidden": 576, "vocab": 49152, "repeats": 1, "passes": 1}.items():
+        parser.add_argument(f"--{name}", type=positive, default=value)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=tuple(METHODS))
     parser.add_argument("--heads", nargs="+", default=["trained", "frozen"], choices=("trained", "frozen"))
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=tuple(WAYS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=tuple(WAYS), help="triton on an accelerator, peers for gkd with a trained head alone")
     parser.add_argument("--one", choices=tuple(WAYS), help="a single way in this process")
-    parser.add_argument("--method", choices=tuple(METHODS))
+    parser.add_argument("--method", choices=tuple(METHODS), help="that of --one")
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(run(arguments)))
         return
-    setting = {name: getattr(arguments, name) for name in ("device", "dtype", "tokens", "hidden", "vocab", "repeats", "passes")}
-    machine = {"processor": processor(), "torch": torch.__version__}
-    results = measured_before("fused", setting=setting, machine=machine).get("results", {})
-    for heads in arguments.heads:
-        for method in arguments.methods:
-            results[f"{method}, {heads}"] = measure(method, heads, arguments)
-            show(method, heads, results[f"{method}, {heads}"])
-            OUT.mkdir(exist_ok=True)
-            (OUT / "fused.json").write_text(json.dumps({"setting": setting, "machine": machine, "results": results}, indent=2) + "\n")
+    work = {(method, heads): ways_of(method, heads, arguments) for heads, method in product(arguments.heads, arguments.methods)}
+    if not any(work.values()):
+        parser.error(f"argument --ways: {', '.join(arguments.ways)} is not for this; triton takes --device cuda, a peer --methods gkd --heads trained")
+    sys.exit(int(bool(measure(arguments, work) - set(PEERS))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How the cost of learning grows: seconds and peak memory against trained tokens, vocabulary, teachers, context length and group size.
 
-python benchmarks/growth.py [--device cuda] [--axes tokens vocabulary ...]   prints a table an axis, writes benchmarks/out/growth.json, growth.svg and
-growth_AXIS.svg
+python benchmarks/growth.py [--device cuda] [--axes tokens vocabulary ...]
+prints a table an axis, writes benchmarks/out/growth.json after every point, then growth.svg and growth_AXIS.svg
 
 Each point is, on a CPU, a process of its own: a random Qwen3, rollouts and teacher prompts of equal length, and whole `Trainer.learn` steps (every reading,
 forward, backward and optimizer step), of which the first is not counted and the last is not timed. Seconds are the process's own on a CPU (one thread, so that
@@ -11,10 +11,9 @@ gradients, teacher copy and optimizer state.
 
 import argparse
 import gc
-import json
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from multiprocessing.connection import Connection
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import linregress
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from workload import OUT, TINY, Meter, Problems, measured_before, processor
+from workload import OUT, TINY, Meter, Problems, device_here, measured_before, measured_on, write
 
 from selfdistill.config import make_settings
 from selfdistill.method import Method
@@ -43,28 +42,12 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 
 SIZES = {
     "cpu": {
-        "hidden": 128,
-        "layers": 2,
-        "vocabulary": 4096,
-        "prompt": 64,
-        "completion": 64,
-        "prompts": 4,
-        "group": 4,
-        "teachers": 1,
-        "budget": 4096,
-        "frozen": 0,
+        **{"hidden": 128, "layers": 2, "vocabulary": 4096, "prompt": 64, "completion": 64},
+        **{"prompts": 4, "group": 4, "teachers": 1, "budget": 4096, "frozen": 0},
     },
     "cuda": {
-        "hidden": 1024,
-        "layers": 8,
-        "vocabulary": 32768,
-        "prompt": 256,
-        "completion": 512,
-        "prompts": 4,
-        "group": 8,
-        "teachers": 1,
-        "budget": 32768,
-        "frozen": 0,
+        **{"hidden": 1024, "layers": 8, "vocabulary": 32768, "prompt": 256, "completion": 512},
+        **{"prompts": 4, "group": 8, "teachers": 1, "budget": 32768, "frozen": 0},
     },
 }
 """Where every axis begins; `budget` is tokens_per_batch, frozen: whether the words' vectors, which are the head, are not trained."""
@@ -78,12 +61,12 @@ AXES: dict[str, dict[str, tuple[str, tuple[int, ...], dict[str, int]]]] = {
         "group": ("group", (4, 8, 16, 32), {"prompts": 2}),
     },
     "cuda": {
-        "tokens": ("prompts", (4, 8, 16, 32, 64), {}),
-        "vocabulary": ("vocabulary", (16384, 32768, 65536, 131072, 262144), {}),
-        "frozen": ("vocabulary", (16384, 32768, 65536, 131072, 262144), {"frozen": 1}),
-        "teachers": ("teachers", (1, 2, 4, 6, 8), {}),
-        "context": ("prompt", (512, 1024, 2048, 4096, 8192), {"completion": 256, "prompts": 2}),
-        "group": ("group", (4, 8, 16, 32, 64), {"prompts": 2}),
+        "tokens": ("prompts", (4, 16, 64), {}),
+        "vocabulary": ("vocabulary", (16384, 65536, 262144), {}),
+        "frozen": ("vocabulary", (16384, 65536, 262144), {"frozen": 1}),
+        "teachers": ("teachers", (1, 3, 8), {}),
+        "context": ("prompt", (512, 2048, 8192), {"completion": 256, "prompts": 2}),
+        "group": ("group", (4, 16, 64), {"prompts": 2}),
     },
 }
 """What is turned, through which values, and what is held otherwise than at the beginning."""
@@ -127,7 +110,8 @@ def make_trainer(size: Mapping[str, int], device: str) -> Trainer:
         tie_word_embeddings=True,
         max_position_embeddings=16384,
     )
-    model = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa")
+    with torch.device(device):
+        model = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa")
     model.get_input_embeddings().requires_grad_(not size["frozen"])
     policy = Policy(model, AutoTokenizer.from_pretrained(TINY), autocast=torch.bfloat16 if device == "cuda" else None).to(device)
     # every row of the head is a word here, whatever the tokenizer knows
@@ -178,12 +162,13 @@ def measure(size: Mapping[str, int], device: str) -> dict[str, float]:
     return {"seconds": min(seconds), "mib": meter.stop() - gradients, "trained_tokens": size["prompts"] * size["group"] * size["completion"]}
 
 
-def measure_all(sizes: Sequence[Mapping[str, int]], device: str) -> list[dict[str, float] | None]:
+def measure_all(sizes: Sequence[Mapping[str, int]], device: str) -> Iterator[dict[str, float] | None]:
     """`measure` of each, None where it fails. On a CPU two at once, each in a process whose memory nobody used before."""
     if device == "cuda":
-        return [_allocated(size) for size in sizes]
+        yield from map(_allocated, sizes)
+        return
     # forked from the only thread, so that libraries need not be imported anew
-    context, found = multiprocessing.get_context("fork"), []
+    context = multiprocessing.get_context("fork")
     for first in range(0, len(sizes), JOBS):
         started = []
         for size in sizes[first : first + JOBS]:
@@ -192,8 +177,8 @@ def measure_all(sizes: Sequence[Mapping[str, int]], device: str) -> list[dict[st
             process.start()
             sender.close()
             started.append((process, receiver))
-        found += [_received(*pair) for pair in started]
-    return found
+        for pair in started:
+            yield _received(*pair)
 
 
 def _send(sender: Connection, size: Mapping[str, int], device: str) -> None:
@@ -221,19 +206,25 @@ def _allocated(size: Mapping[str, int]) -> dict[str, float] | None:
         torch.cuda.empty_cache()
 
 
-def grow(axis: str, device: str) -> dict[str, Any]:
-    """The points of an axis and the exponents of seconds and MiB, by least squares of their logarithms."""
+def grow(axis: str, device: str) -> Iterator[dict[str, Any]]:
+    """The points of an axis so far, after each, and how many failed."""
     name, values, fixed = AXES[device][axis]
-    sizes = [SIZES[device] | fixed | {name: value} for value in values]
-    found = measure_all(sizes, device)
-    points = [{"size": s, "x": m["trained_tokens"] if axis == "tokens" else s[name], **m} for s, m in zip(sizes, found, strict=True) if m]
+    sizes, points, failed = [SIZES[device] | fixed | {name: value} for value in values], [], 0
+    for size, found in zip(sizes, measure_all(sizes, device), strict=True):
+        failed += found is None
+        points += [{"size": size, "x": found["trained_tokens"] if axis == "tokens" else size[name], **found}] if found else []
+        yield {"points": points, "fits": fit(points), "failed": failed}
+
+
+def fit(points: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The exponents of seconds and MiB, by least squares of their logarithms."""
     fits = {}
     for what in ("seconds", "mib"):
         x, y = ([p[key] for p in points] for key in ("x", what))
         if len(points) > 2:
             (exponent, _, _, _, error), (slope, intercept, r, _, _) = linregress([log(v) for v in x], [log(v) for v in y]), linregress(x, y)
             fits[what] = {"exponent": exponent, "error": error, "slope": slope, "intercept": intercept, "r2": r**2}
-    return {"points": points, "fits": fits, "failed": len(sizes) - len(points)}
+    return fits
 
 
 def show(axis: str, found: Mapping[str, Any]) -> None:
@@ -275,22 +266,26 @@ def draw(results: Mapping[str, Mapping[str, Any]], picture: Path, *, title: str)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", type=device_here, default="cpu", choices=tuple(AXES))
     parser.add_argument("--axes", nargs="+", default=list(LABELS), choices=tuple(LABELS))
     a = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    machine = {"processor": processor(), "device": a.device, "torch": torch.__version__}
+    machine = measured_on(a.device, device=a.device, torch=torch.__version__)
     results = measured_before("growth", machine=machine, begins=SIZES[a.device]).get("axes", {})
-    OUT.mkdir(exist_ok=True)
     title = f"learning, {a.device}, torch {torch.__version__}"
     for axis in a.axes:
-        results[axis] = grow(axis, a.device)
-        show(axis, results[axis])
-        draw({axis: results[axis]}, OUT / f"growth_{axis}.svg", title=title)
-        # written as it goes, so that a run that is cut off leaves what it has
-        (OUT / "growth.json").write_text(json.dumps({"machine": machine, "begins": SIZES[a.device], "axes": results}, indent=2) + "\n")
-    draw({axis: results[axis] for axis in LABELS if axis in results}, OUT / "growth.svg", title=title)
-    console.print(f"wrote {OUT / 'growth.json'} and {OUT / 'growth.svg'}")
+        found: dict[str, Any] = {}
+        for found in grow(axis, a.device):
+            if found["points"]:
+                results[axis] = found
+                # written as it goes, so that a run that is cut off leaves what it has
+                write("growth", {"machine": machine, "begins": SIZES[a.device], "axes": results})
+        show(axis, found)
+        if found["points"]:
+            draw({axis: found}, OUT / f"growth_{axis}.svg", title=title)
+    if results:
+        draw({axis: results[axis] for axis in LABELS if axis in results}, OUT / "growth.svg", title=title)
+        console.print(f"wrote {OUT / 'growth.json'} and {OUT / 'growth.svg'}")
 
 
 if __name__ == "__main__":

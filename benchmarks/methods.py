@@ -1,6 +1,6 @@
 """What a step of each method costs over one of GRPO, on the same rollouts of the shipped base; or on their own, where a method's source writes others.
 
-python benchmarks/methods.py [--repeats 7] [--methods opsd hsd ...] [--own sft dapo ...]   prints two tables and writes benchmarks/out/methods.json
+python benchmarks/methods.py [--repeats 7] [--methods opsd hsd ...] [--own sft dapo ...]   prints two tables and writes benchmarks/out/methods.json after each
 
 Shared rollouts are sampled and graded once; every method then learns from them with a trainer of its own, in turns, so that the machine's moods meet all
 alike. `rcsd_writer` reads them as if they were its rubrics. `--own` are whole steps, sampling included, of methods that cannot share: references (sft), groups
@@ -10,15 +10,15 @@ base's. Seconds are medians.
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, processor
+from workload import measured_on, positive, write
 
 from selfdistill.api import assemble
 from selfdistill.config import make_settings
@@ -61,6 +61,15 @@ class Fixed:
 def settings_of(prompts: int, generations: int, **more: Any) -> dict[str, Any]:
     sampling = {"num_generations": generations, "max_completion_length": 112}
     return {"steps": 10**6, "prompts_per_step": prompts, "tokens_per_batch": 65536, "sampling": sampling, **more}
+
+
+def known(name: str) -> str:
+    """A method on the command line."""
+    try:
+        named(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name
 
 
 def named(name: str) -> Method:
@@ -159,21 +168,21 @@ def show_own(found: dict[str, dict[str, float]], title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--generations", type=int, default=8)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--own", nargs="*", default=list(OWN), help="methods measured on their own rollouts; without a name none")
+    for name, value in {"repeats": 7, "prompts": 16, "generations": 8}.items():
+        parser.add_argument(f"--{name}", type=positive, default=value)
+    parser.add_argument("--methods", nargs="+", type=known, default=list(METHODS))
+    parser.add_argument("--own", nargs="*", type=known, default=list(OWN), help="methods measured on their own rollouts; without a name none")
     a = parser.parse_args()
     size = {"prompts": a.prompts, "generations": a.generations, "repeats": a.repeats}
     found = measure(list(dict.fromkeys([FIRST, *a.methods])), **size)
     show(found, f"{a.prompts} prompts x {a.generations} rollouts of the shipped base, the same for all, medians of {a.repeats} steps")
-    own = measure_own(list(dict.fromkeys([FIRST, *a.own])), **size) if a.own else {}
-    if own:
+    # the base's own device, as `assemble` chooses it
+    machine = measured_on("cuda" if torch.cuda.is_available() else "cpu", **size)
+    write("methods", {"machine": machine, "methods": found, "own_rollouts": {}})
+    if a.own:
+        own = measure_own(list(dict.fromkeys([FIRST, *a.own])), **size)
         show_own(own, f"whole steps of {a.prompts} prompts, each method's own rollouts of the shipped base, medians of {a.repeats}")
-    OUT.mkdir(exist_ok=True)
-    machine = {"processor": processor(), **size}
-    (OUT / "methods.json").write_text(json.dumps({"machine": machine, "methods": found, "own_rollouts": own}, indent=2) + "\n")
+        write("methods", {"machine": machine, "methods": found, "own_rollouts": own})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from workload import OUT, model_folder
+from workload import STORE, model_folder
 
 import selfdistill
 from selfdistill.loading import load_policy, save_policy
@@ -17,7 +17,7 @@ from selfdistill.tasks.reasoning_gym import ReasoningGym
 from selfdistill.types import Problem
 
 MODEL = "smollm2-135m"
-DATA = OUT / "models" / "sums.jsonl"
+DATA = STORE / "models" / "sums.jsonl"
 """Beside the model, and not kept in git as it is not."""
 BANK = Path(__file__).parent / "skills.json"
 INSTRUCTION = "Reply with one line: 'Answer: ' and the number."
@@ -58,7 +58,7 @@ def task() -> Dataset:
 
 def teacher_folder() -> Path:
     """The base after eight steps of SFT on the same problems, its adapter merged."""
-    folder = OUT / "models" / f"{MODEL}-sums"
+    folder = STORE / "models" / f"{MODEL}-sums"
     if not (folder / "config.json").is_file():
         lora = {"path": str(base_folder()), "dtype": "bfloat16", "device": "cpu", "lora": {"r": 16, "alpha": 32}}
         *_, last = selfdistill.train(model=lora, method="sft", dataset=task(), steps=8, prompts_per_step=4, optimizer={"lr": 5e-4})

@@ -8,7 +8,6 @@ judgements or skills, and count how many of its replies can be read. All rows be
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -21,7 +20,7 @@ import torch
 from real_data import bank_file, base_folder, task, teacher_folder
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, processor
+from workload import measured_before, positive, processor, write
 
 import selfdistill
 from selfdistill.critics import ModelCritic
@@ -203,7 +202,7 @@ def show(found: dict[str, dict[str, Any]], steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"prompts": 2, "generations": 4, "tokens": 32, "steps": 1, "seed": 2}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=int if name == "seed" else positive, default=value)
     parser.add_argument("--methods", nargs="+", default=[], help="names of rows; none: all")
     a = parser.parse_args()
     rows = [*plain_rows(a.tokens), *written_rows()]
@@ -226,9 +225,7 @@ def machine(a: argparse.Namespace, start: float) -> dict[str, Any]:
 
 def _renew(found: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
     """The rows measured now in place of older ones; those that were not measured stay."""
-    path = OUT / "real_model.json"
-    kept = json.loads(path.read_text())["rows"] if path.exists() else {}
-    path.write_text(json.dumps({"machine": about, "rows": kept | found}, indent=2) + "\n")
+    write("real_model", {"machine": about, "rows": measured_before("real_model").get("rows", {}) | found})
 
 
 if __name__ == "__main__":

@@ -20,16 +20,17 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from real_data import MODEL, OUT, base_folder, problems_file, teacher_folder
+from real_data import MODEL, base_folder, problems_file, teacher_folder
 from rich.console import Console
 from rich.table import Table
+from workload import STORE, measured_before, write
 
 from selfdistill.cli.main import main as command_line
 from selfdistill.recipes import read_recipe
 
 RECIPES = Path(__file__).parents[1] / "src" / "selfdistill" / "assets" / "recipes"
 LEFT_OUT = {"tiny_base": "a recipe of `selfdistill pretrain`", "quickstart": "the testbed's own"}
-RUNS = OUT / "models" / "recipes"
+RUNS = STORE / "models" / "recipes"
 """Beside the model, and not kept in git as it is not."""
 LENGTH, WRITER_LENGTH = 24, 48
 """Tokens of a completion, and of what a writer says."""
@@ -97,7 +98,7 @@ def run(name: str, model: str) -> dict[str, Any]:
             code = int(left.code or 0)
         except Exception as error:  # a fault of ours, which the command line does not put into a sentence
             code, _ = 1, said.write(f"{type(error).__name__}: {error}")
-    task, beside = recipe["task"], f"{OUT.parents[1]}/"
+    task, beside = recipe["task"], f"{STORE.parents[1]}/"
     written = [word.replace(beside, "") for word in words]
     figures: dict[str, Any] = {"seconds": time.perf_counter() - start, "exit": code, "command": written, "dataset": task["name"], "model": model}
     if code:
@@ -115,12 +116,11 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL, help='"tiny" checks all but the model in a minute')
     a = parser.parse_args()
     every = sorted((p.stem for p in RECIPES.glob("*.toml") if p.stem not in LEFT_OUT), key=lambda name: (name != "rcsd_writer", name))
-    path, found = OUT / "recipes.json", {}
+    found = {}
     for name in a.recipes or every:
         found[name] = run(name, a.model)
         print(name, {k: v for k, v in found[name].items() if k in ("seconds", "exit", "said")}, flush=True)
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(kept | {f"{name} on {a.model}": found[name]}, indent=2, default=str) + "\n")
+        write("recipes", measured_before("recipes") | {f"{name} on {a.model}": found[name]})
     table = Table(title=f"One step of every recipe on {a.model}, through the command line")
     for column in ("recipe", "exit", "loss", "grad norm", "taught", "finite", "s", "its own data"):
         table.add_column(column)

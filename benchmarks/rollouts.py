@@ -1,7 +1,7 @@
 """What rollouts cost: the sampler's loop beside transformers' `generate`, static and dynamic cache, on the same prompts, in turns in one process.
 
 python benchmarks/rollouts.py [--models tiny mixed wide smollm2-135m qwen3-0.6b] [--threads 1] [--repeats 5] [--device cuda]
-prints the table and writes benchmarks/out/rollouts.json
+prints the table and writes benchmarks/out/rollouts.json after every model
 
 `generate` is called with the very distribution and the very ends, and records no log-probs; the loop returns them. tiny: the shipped base
 on the testbed, whose completions are nearly of one length. mixed: the same with 2 to 8 operations, so that prompts and completions are ragged.
@@ -10,7 +10,6 @@ geometric. fp32, or on an accelerator --dtype bfloat16: weights and products in 
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -21,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import GenerationConfig
-from workload import OUT, RANDOM, measured_before, model_folder, processor
+from workload import RANDOM, device_here, measured_before, measured_on, model_folder, positive, write
 
 from selfdistill.chat import special_id
 from selfdistill.contexts import student_messages
@@ -123,15 +122,14 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny", "mixed", "wide"], choices=tuple(SHAPES))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--device", type=device_here, default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    machine = {"processor": processor(), "cpus": os.cpu_count()}
-    machine |= {key: getattr(arguments, key) for key in ("threads", "device", "dtype")}
-    path, results = OUT / "rollouts.json", measured_before("rollouts", machine=machine).get("results", {})
+    machine = measured_on(arguments.device, cpus=os.cpu_count(), **{key: getattr(arguments, key) for key in ("threads", "device", "dtype")})
+    results = measured_before("rollouts", machine=machine).get("results", {})
     table = Table("model", "side", "tokens (longest, mean)", "seconds", "tokens/s", "ours / it", "ours / it, by CPU seconds")
     for name in arguments.models:
         results[name] = measure(name, arguments)
@@ -139,7 +137,7 @@ def main() -> None:
             ratios = [f"{r[key]:.2f}" if key in r else "" for key in ("ratio", "cpu_ratio")]
             lengths = f"{r['tokens']:,.0f} ({r['longest']:.0f}, {r['mean']:.0f})"
             table.add_row(name, side, lengths, f"{r['seconds']:.2f}", f"{r['rate']:,.0f}", *ratios)
-        path.write_text(json.dumps({"machine": machine, "shapes": SHAPES, "repeats": arguments.repeats, "results": results}, indent=2) + "\n")
+        path = write("rollouts", {"machine": machine, "shapes": SHAPES, "repeats": arguments.repeats, "results": results})
     console.print(table)
     console.print(f"wrote {path}")
 

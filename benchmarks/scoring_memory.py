@@ -4,11 +4,9 @@ python benchmarks/scoring_memory.py [--device cuda]   prints MiB above the input
 """
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 HIDDEN = 64
 GRID = [(tokens, vocab) for vocab in (8192, 16384, 49152) for tokens in (1024, 2048, 4096)]
@@ -89,9 +87,9 @@ def main() -> None:
         }
         rows.append({"tokens": tokens, "vocab": vocab} | found)
         print(f"| {vocab:,} | {tokens:,} | {found['chunks']:.0f} | {found['whole']:.0f} | {found['chunks'] / found['whole']:.2f} |", flush=True)
-    out = Path(__file__).parent / "out" / "scoring_memory.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rows, indent=2) + "\n")
+    from workload import write
+
+    write("scoring_memory", rows)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,17 @@ Each repeat starts every command once, in turns; CPU seconds are user and system
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from workload import positive, write
 
-OUT = Path(__file__).parent / "out" / "startup.json"
 CLI = ("-m", "selfdistill")
 COMMANDS: dict[str, tuple[str, ...]] = {
     'python -c "pass"': ("-c", "pass"),
@@ -41,7 +39,7 @@ def seconds(arguments: tuple[str, ...]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=positive, default=9)
     repeats = parser.parse_args().repeats
     for arguments in COMMANDS.values():
         seconds(arguments)
@@ -53,7 +51,7 @@ def main() -> None:
     for name, row in found.items():
         table.add_row(name, f"{row['wall']:.2f}", f"{row['cpu']:.2f}")
     Console().print(table)
-    OUT.write_text(json.dumps({"repeats": repeats, "rows": found}, indent=2) + "\n")
+    write("startup", {"repeats": repeats, "rows": found})
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
 """What a training step costs, by phase, and beside TRL's SDPOTrainer or SDFTTrainer: same model, prompts, words, groups, type and method, one process a side.
 
 python benchmarks/step.py [--method sdft] [--device cuda --dtype bfloat16] [--models tiny wide smollm2-135m qwen3-0.6b] [--sides ours dynamic]
-prints tables and writes benchmarks/out/step.json after every model
+prints tables and writes benchmarks/out/step.json after every side's process; results under --attention stand beside those without it
+
+A side that fails is said and left out. Where ours was asked for and is missing, or the peer was and is missing under each of its caches, the exit status is 1.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from workload import OUT, RANDOM, WARM_UP, measured_before, model_folder, processor
+from workload import OUT, PEERS, RANDOM, WARM_UP, device_here, measured_before, measured_on, model_folder, peer_environment, positive, write
 
-TRL = "trl==1.16.0"
-PEER = OUT / "peers" / "trl"
 PHASES = ("sample", "grade", "annotate", "teach", "pack", "score", "objective", "step")
 SHAPES = {
     "tiny": {"prompts": 16, "generations": 8, "tokens": 112, "steps": 7, "top_k": 32},
@@ -30,20 +30,8 @@ SHAPES = {
 }
 """wide: 8,192 trained tokens under 49,152 words. qwen3: random weights of those sizes, for an accelerator; one step after one of warm-up."""
 SIDES = {"ours": "ours", "static": "trl, static cache", "dynamic": "trl, dynamic cache"}
+ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 console = Console(width=120)
-
-
-def peer_environment() -> dict[str, str] | None:
-    """The environment in which `import trl` works, installing it beside the results if need be; None where that fails."""
-    if importlib.util.find_spec("trl"):
-        return dict(os.environ)
-    if not PEER.is_dir():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--retries", "1", "--timeout", "10", "--target", PEER, TRL]
-        found = subprocess.run(command, capture_output=True, text=True)
-        if found.returncode:
-            console.print(f"{TRL} cannot be installed here, so there is no ratio: {found.stderr.strip().splitlines()[-1]}")
-            return None
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(PEER))))}
 
 
 def run(side: str, environment: dict[str, str], **options: object) -> dict:
@@ -56,29 +44,34 @@ def run(side: str, environment: dict[str, str], **options: object) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def medians(found: list[dict]) -> dict:
-    """Repeated processes as one: the median of each figure."""
-    return {group: {key: statistics.median(f[group][key] for f in found) for key in found[0][group]} for group in ("tokens_per_s", "seconds")}
-
-
-def measure(model: str, lengths: str, peer: dict[str, str] | None, arguments: argparse.Namespace) -> dict:
-    """The sides in turn, `repeats` times; the peer under the cache that suits it better. A side of the peer that fails is said and left out."""
+def measure(model: str, lengths: str, peer: dict[str, str] | None, arguments: argparse.Namespace) -> Iterator[dict]:
+    """The sides in turn, `repeats` times; after each process, what is known by then."""
     options = SHAPES[model] | {"folder": model_folder(model), "method": arguments.method, "lengths": lengths}
     options |= {"device": arguments.device, "dtype": arguments.dtype}
     if arguments.device == "cpu":
         # one is timed between those of warm-up and of memory
         options["steps"] = max(options["steps"], WARM_UP + 2)
-    sides: dict[str, list[dict]] = {SIDES[side]: [] for side in arguments.sides}
+    found: dict[str, list[dict]] = {}
     for _ in range(arguments.repeats):
-        for side, found in sides.items():
+        for side in arguments.sides:
             if side == "ours":
-                found.append(run("ours", dict(os.environ), **options))
-            elif peer is not None:
-                try:
-                    found.append(run("trl", peer, **options, cache=side.split()[1]))
-                except RuntimeError as error:
-                    console.print(f"{side}: {error}", markup=False)
-    result = {side: medians(found) for side, found in sides.items() if found}
+                script, environment, own = "ours", dict(os.environ), {"attention": arguments.attention or "auto"}
+            else:
+                script, environment, own = "trl", peer, {"cache": side}
+            if environment is None:
+                continue
+            try:
+                figures = run(script, environment, **options, **own)
+            except RuntimeError as error:
+                console.print(f"{SIDES[side]}: {error}", markup=False)
+                continue
+            found.setdefault(SIDES[side], []).append(figures)
+            yield compared(found)
+
+
+def compared(found: Mapping[str, Sequence[dict]]) -> dict:
+    """Sides by the medians of their processes; and ours beside the peer under the cache that suits it better."""
+    result: dict = {side: medians(each) for side, each in found.items()}
     theirs = [side for side in result if side != "ours"]
     if theirs and "ours" in result:
         best = max(theirs, key=lambda side: result[side]["tokens_per_s"]["step"])
@@ -90,16 +83,31 @@ def measure(model: str, lengths: str, peer: dict[str, str] | None, arguments: ar
     return result
 
 
+def medians(found: Sequence[dict]) -> dict:
+    """Repeated processes as one: the median of each figure, and what they all were set to."""
+    figures = {group: {key: statistics.median(f[group][key] for f in found) for key in found[0][group]} for group in ("tokens_per_s", "seconds")}
+    return {**figures, "settings": found[0]["settings"]}
+
+
+def lacking(result: dict, sides: Sequence[str]) -> bool:
+    """Whether ours, or each side of the peer's, is missing though asked for."""
+    theirs = [SIDES[side] for side in sides if side != "ours"]
+    return ("ours" in sides and "ours" not in result) or (bool(theirs) and not any(side in result for side in theirs))
+
+
 def show(title: str, result: dict) -> None:
-    """Tokens a second of every side, and where our step's time goes."""
+    """Tokens a second of every side, what it was set to, and where our step's time goes."""
     table = Table("side", "step, tokens/s", "sampling", "learning", "peak above weights and optimizer, MiB", title=title)
-    for side, found in result.items():
-        if isinstance(found, dict) and "tokens_per_s" in found:
-            rates = found["tokens_per_s"]
-            table.add_row(side, *(f"{rates[part]:,.0f}" for part in ("step", "sampling", "learning")), f"{found['seconds']['memory_mib']:,.0f}")
+    sides = {side: result[side] for side in SIDES.values() if side in result}
+    for side, found in sides.items():
+        rates = found["tokens_per_s"]
+        table.add_row(side, *(f"{rates[part]:,.0f}" for part in ("step", "sampling", "learning")), f"{found['seconds']['memory_mib']:,.0f}")
     if "ratio" in result:
         table.add_row("ours / fastest TRL", *(f"{result['ratio'][part]:.2f}" for part in ("step", "sampling", "learning")), f"{result['memory_ratio']:.2f}")
     console.print(table)
+    for side, found in sides.items():
+        settings = {name.replace("_", " "): {True: "on", False: "off"}.get(value, value) for name, value in found["settings"].items()}
+        console.print(f"{side}: {', '.join(f'{name} {value}' for name, value in settings.items())}", highlight=False)
     if "ours" not in result:
         return
     seconds = result["ours"]["seconds"]
@@ -112,7 +120,8 @@ def show(title: str, result: dict) -> None:
 
 def summary(results: dict[str, dict[str, dict]]) -> dict:
     """The headline of a method: the first model that has natural lengths, and the memory of the widest vocabulary."""
-    natural = next((r for r in results.values() if all("ratio" in r.get(lengths, {}) for lengths in ("natural", "forced"))), None)
+    ordered = [results[model] for model in SHAPES if model in results]
+    natural = next((r for r in ordered if all("ratio" in r.get(lengths, {}) for lengths in ("natural", "forced"))), None)
     wide = results.get("wide", {}).get("forced", {})
     if natural is None:
         return {"ratio_vs_trl": None, "memory_ratio_vs_trl": wide.get("memory_ratio")}
@@ -124,36 +133,44 @@ def summary(results: dict[str, dict[str, dict]]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=("sdpo", "sdft"), default="sdpo", help="and with it TRL's trainer")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_here, default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--models", nargs="+", default=["tiny", "wide"], choices=tuple(SHAPES))
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=tuple(SIDES), help="ours, and TRL by its cache")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--attention", choices=ATTENTIONS, help="our side's model.attention; left out: its own choice")
+    parser.add_argument("--repeats", type=positive, default=2)
     arguments = parser.parse_args()
-    machine = {"processor": processor(), "cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype, "threads": torch.get_num_threads()}
+    about = {"cpus": os.cpu_count(), "device": arguments.device, "dtype": arguments.dtype, "threads": torch.get_num_threads()}
+    machine, missing = measured_on(arguments.device, **about), False
     # results by method, model and lengths
-    peer, results = peer_environment(), measured_before("step", machine=machine, peer=TRL).get("results", {})
+    results = measured_before("step", machine=machine, peer=PEERS["trl"][1]).get("results", {})
+    peer = peer_environment("trl") if {"static", "dynamic"} & set(arguments.sides) else None
     for model in arguments.models:
-        found = results.setdefault(arguments.method, {})[model] = {}
+        name = f"{model}, {arguments.attention}" if arguments.attention else model
         for lengths in ("forced",) if model in RANDOM else ("natural", "forced"):
-            found[lengths] = measure(model, lengths, peer, arguments)
-            show(f"{arguments.method}, {model}, {lengths} lengths", found[lengths])
-            write(results, machine)
+            found = {}
+            for found in measure(model, lengths, peer, arguments):
+                results.setdefault(arguments.method, {}).setdefault(name, {})[lengths] = found
+                save(results, machine)
+            if found:
+                show(f"{arguments.method}, {name}, {lengths} lengths", found)
+                console.print(f"wrote {OUT / 'step.json'}")
+            missing |= lacking(found, arguments.sides)
+    sys.exit(int(missing))
 
 
-def write(results: dict[str, dict[str, dict[str, dict]]], machine: dict) -> None:
+def save(results: dict[str, dict[str, dict[str, dict]]], machine: dict[str, object]) -> None:
     """All that is known by now, so that a call that is cut off leaves it."""
     found = {
         **summary(results.get("sdpo", {})),
         "by_method": {method: summary(of) for method, of in results.items()},
         "meaning": "ratio_vs_trl: our tokens a second over TRL's (above 1: faster); memory_ratio_vs_trl: our peak over TRL's (below 1: less)",
-        "peer": TRL,
+        "peer": PEERS["trl"][1],
         "machine": machine,
         "shapes": SHAPES,
         "results": results,
     }
-    (OUT / "step.json").write_text(json.dumps(found, indent=2) + "\n")
-    console.print(f"wrote {OUT / 'step.json'}")
+    write("step", found)
 
 
 if __name__ == "__main__":

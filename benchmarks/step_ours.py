@@ -29,7 +29,7 @@ class Endless(Choice):
 def main() -> None:
     a = arguments()
     settings = {
-        "model": {"path": a.folder, "device": a.device, "dtype": a.dtype},
+        "model": {"path": a.folder, "device": a.device, "dtype": a.dtype, "attention": a.attention},
         "method": {"sdpo": {"name": "sdpo", "top_k": a.top_k}, "sdft": {"name": "sdft"}}[a.method],
         "steps": a.steps,
         "prompts_per_step": a.prompts,
@@ -64,7 +64,8 @@ def main() -> None:
             | {f"phase_{name}": value for name, value in s.items()}
             | memory
         )
-    report(a, steps)
+    about = {"optimizer": trainer.settings.optimizer.name, "attention": policy.base.config._attn_implementation, "layout": policy.layout}
+    report(a, steps, **about, gradient_checkpointing=trainer.settings.model.gradient_checkpointing)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,8 @@ def main() -> None:
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.train()
-    report(a, clock.rows, optimizer=str(trainer.args.optim), attention=trainer.model.config._attn_implementation)
+    about = {"optimizer": trainer.args.optim.value, "attention": trainer.model.config._attn_implementation, "cache": a.cache}
+    report(a, clock.rows, **about, gradient_checkpointing=trainer.args.gradient_checkpointing)
 
 
 if __name__ == "__main__":

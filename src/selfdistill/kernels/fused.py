@@ -25,7 +25,7 @@ from selfdistill.method import Method
 from selfdistill.scoring import CHUNK_ENTRIES, Order, Place, Reading, Scorer, assemble, rows_held, score, score_logits
 from selfdistill.types import Batch
 
-SLAB_ENTRIES = {"cpu": 2**22, "cuda": 2**27}
+SLAB_ENTRIES = {"cpu": 3 * 2**22, "cuda": 2**27}
 """Logits of each role held at once, over all teachers of a token: fewer make products smaller and a trained head's gradient be added up more often."""
 LEAST_ROWS = 32
 """Student tokens of a slab, however many teachers they have: reading a head's weights takes as long as multiplying so many rows by them."""

@@ -54,8 +54,8 @@ SIZES = {
 AXES: dict[str, dict[str, tuple[str, tuple[int, ...], dict[str, int]]]] = {
     "cpu": {
         "tokens": ("prompts", (4, 8, 16, 32), {}),
-        "vocabulary": ("vocabulary", (8192, 16384, 32768, 65536), {}),
-        "frozen": ("vocabulary", (8192, 16384, 32768, 65536), {"frozen": 1}),
+        "vocabulary": ("vocabulary", (16384, 32768, 65536, 131072), {}),
+        "frozen": ("vocabulary", (16384, 32768, 65536, 131072), {"frozen": 1}),
         "teachers": ("teachers", (1, 2, 4, 8), {}),
         "context": ("prompt", (128, 256, 512, 1024, 2048), {"completion": 32, "prompts": 2, "budget": 8192}),
         "group": ("group", (4, 8, 16, 32), {"prompts": 2}),

@@ -1,8 +1,15 @@
-"""From the host to a device."""
+"""From the host to a device, and how much of something a device holds."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def allowed(sizes: Mapping[str, int], device: torch.device) -> int:
+    """A device's own of some sizes; one that is not named is taken for a CPU."""
+    return sizes.get(device.type, sizes["cpu"])
 
 
 def send(values: np.ndarray | Tensor, device: torch.device) -> Tensor:

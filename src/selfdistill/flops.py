@@ -13,6 +13,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
+from selfdistill.devices import allowed
 from selfdistill.kernels.products import linear
 from selfdistill.models import Policy
 from selfdistill.packing import packed_order
@@ -96,7 +97,7 @@ def _sampling(cost: Cost, groups: Iterable[Group]) -> float:
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
     """FLOPs a second of the fastest square matrix product that the machine did within that time, under its present threads."""
-    size = PEAK_SIZE.get(device.type, PEAK_SIZE["cpu"])
+    size = allowed(PEAK_SIZE, device)
     # a generator of its own: the run's random numbers are not touched
     generator = torch.Generator(device).manual_seed(0)
     one, other = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))

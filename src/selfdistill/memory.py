@@ -8,10 +8,12 @@ from torch import Tensor
 
 from selfdistill.config import Settings
 from selfdistill.contexts import student_messages
+from selfdistill.devices import allowed
 from selfdistill.errors import out_of_memory
 from selfdistill.kernels.fused import SLAB_ENTRIES
 from selfdistill.models import Policy
 from selfdistill.reading import Readers
+from selfdistill.teachers import evaluating
 from selfdistill.types import Problem
 
 GIB = 2**30
@@ -33,13 +35,12 @@ def estimate(policy: Policy, readers: Readers, settings: Settings, problems: Ite
     copies = [copy for reader in set(readers.values()) if isinstance(copy := getattr(reader, "teacher", None), Policy)]
     longest = max((len(policy.chat.encode(student_messages(p))) for p in problems), default=0) + settings.sampling.max_completion_length
     tokens = min(settings.tokens_per_batch, settings.prompts_per_step * settings.sampling.num_generations * longest)
-    slab = SLAB_ENTRIES.get(policy.device.type, SLAB_ENTRIES["cpu"])
     parts = {
         "weights": weights,
         "teachers": sum(p.numel() * p.element_size() for copy in copies for p in copy.parameters()),
         "optimizer": 3 * trained,
         "activations": tokens * kept_a_token(policy),
-        "scoring": SCORED_COPIES * 4 * min(slab, tokens * policy.vocab_size) + _head_gradient(policy),
+        "scoring": SCORED_COPIES * 4 * min(allowed(SLAB_ENTRIES, policy.device), tokens * policy.vocab_size) + _head_gradient(policy),
     }
     return {name: value / GIB for name, value in parts.items()}
 
@@ -83,13 +84,10 @@ def _kept(policy: Policy, tokens: int) -> int:
 @contextmanager
 def _mode(policy: Policy, *, training: bool) -> Iterator[None]:
     """With gradient and without a trace in the random stream, then the mode it was in."""
-    was_training, devices = policy.training, [policy.device] if policy.device.type == "cuda" else []
-    policy.train(training)
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        policy.train(was_training)
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with evaluating(policy), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+        policy.train(training)
+        yield
 
 
 def _head_gradient(policy: Policy) -> int:

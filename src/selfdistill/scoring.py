@@ -7,6 +7,7 @@ it is scored; backward of `score` computes them again.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from selfdistill.devices import send
+from selfdistill.devices import allowed, send
 from selfdistill.heads import Head, Product
 from selfdistill.method import Method
 from selfdistill.types import Batch, TokenSignals
@@ -23,9 +24,10 @@ CHUNK_ENTRIES = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at once. 2**24 are 64 MiB in fp32: glibc gives blocks above 32 MiB back at once, smaller ones fragment its heap."""
 
 
-def rows_held(entries: Mapping[str, int], device: torch.device, vocab_size: int) -> int:
-    """How many rows of logits a device's number of entries allows, at least one; a device that is not named is taken for a CPU."""
-    return max(entries.get(device.type, entries["cpu"]) // vocab_size, 1)
+def rows_held(entries: Mapping[str, int], batch: Batch, hidden: Float[Tensor, "student_tokens hidden"], vocab_size: int, *, least: int = 1) -> int:
+    """How many student tokens' logits a device's number of entries allows beside those of all their teachers; `least`, where a token without any would."""
+    alone, teachers = max(allowed(entries, hidden.device) // vocab_size, 1), ceil(len(batch.token) / max(len(hidden), 1))
+    return max(alone // max(teachers, 1), min(alone, least))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,7 @@ def score(
 
     chunk: student tokens scored at once; None takes what CHUNK_ENTRIES allows.
     """
-    # a student token's logits stand beside those of all its teachers
-    size = chunk or max(rows_held(CHUNK_ENTRIES, hidden.device, head.vocab_size) * len(hidden) // max(len(batch.token), 1), 1)
+    size = chunk or rows_held(CHUNK_ENTRIES, batch, hidden, head.vocab_size)
     order = Order.of(batch, students=len(hidden), readings=bool(readings))
     edges = [*range(0, len(hidden), size), len(hidden)]
     at_student, at_taught = [], []

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -63,8 +62,7 @@ def learn(
     rollout has more tokens than that, or than the slab that is given, chunks are scored instead, whose logits backward computes again.
     """
     scorer = _scorer(kernel, method, head, others=[r.head for r in (*readings.values(), initial) if r], device=hidden.device)
-    # a student token's logits stand beside those of all its teachers
-    rows = partial(_rows, device=hidden.device, vocab_size=head.vocab_size, teachers=ceil(len(batch.token) / len(hidden)))
+    rows = partial(rows_held, batch=batch, hidden=hidden, vocab_size=head.vocab_size)
     given, slab = slab, slab or rows(SLAB_ENTRIES, least=LEAST_ROWS)
     block = min(slab, block or (slab if scorer is score_products else rows(BLOCK_ENTRIES)))
     edges = list(range(0, len(hidden), block)) if method.pointwise else _between_rollouts(batch, len(hidden), block)
@@ -152,12 +150,6 @@ class _Sweep:
         inputs = {"states": self.hidden, "weight": self.head.weight, "bias": self.head.bias}
         known = [(x, g) for name, x in inputs.items() if (g := getattr(self, name)) is not None]
         return _Known.apply(self.loss, len(known), *(x for x, _ in known), *(g for _, g in known))  # pyright: ignore[reportReturnType]
-
-
-def _rows(entries: Mapping[str, int], *, device: torch.device, vocab_size: int, teachers: int, least: int = 1) -> int:
-    """Student tokens whose logits, and those of each of their teachers, are so many; `least` of them where a token without teachers would have more."""
-    alone = rows_held(entries, device, vocab_size)
-    return max(alone // max(teachers, 1), min(alone, least))
 
 
 def _scorer(kernel: Literal["torch", "triton"] | None, method: Method, head: Head, *, others: Sequence[Head], device: torch.device) -> Scorer:

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from selfdistill.devices import allowed
+
 LEAST = 2**20
 """Multiplications below which oneDNN's own start costs more than it saves."""
 
@@ -35,7 +37,7 @@ def add_outer(total: Float[Tensor, "outer inner"], one: Float[Tensor, "rows oute
     """total += one^T other, in place; a product that cannot be written there is made some of its rows at a time."""
     if total.dtype == one.dtype and not _suits(one.T, other.T):
         total.addmm_(one.T, other)
-    elif total.numel() <= (added := ADDED.get(total.device.type, ADDED["cpu"])):
+    elif total.numel() <= (added := allowed(ADDED, total.device)):
         total += _outer(one, other)
     else:
         for start in range(0, len(total), step := max(added // total.shape[1], 1)):
